@@ -1,0 +1,52 @@
+"""Train families of Transformers models along functionally invariant paths."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .version import __version__
+
+
+if TYPE_CHECKING:
+    from .config import FIPConfig
+    from .errors import InputError
+    from .graph import ModelGraph, Node
+    from .operators import ContinualLearning, begin_graph
+    from .tasks import Task
+    from .terms import Term
+    from .trainer import FIPTrainer
+
+# Names are imported when they are first used: `import hf_fip` costs next to nothing.
+_HOMES = {
+    "ContinualLearning": "operators",
+    "FIPConfig": "config",
+    "FIPTrainer": "trainer",
+    "InputError": "errors",
+    "ModelGraph": "graph",
+    "Node": "graph",
+    "Task": "tasks",
+    "Term": "terms",
+    "begin_graph": "operators",
+}
+
+__all__ = [
+    "ContinualLearning",
+    "FIPConfig",
+    "FIPTrainer",
+    "InputError",
+    "ModelGraph",
+    "Node",
+    "Task",
+    "Term",
+    "__version__",
+    "begin_graph",
+]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

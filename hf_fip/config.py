@@ -1,0 +1,145 @@
+"""The arguments of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .errors import InputError
+from .functional.budget import DEFAULT_BETA, Budget
+from .functional.distances import get_distance
+
+
+CACHE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name}={value!r} is unknown; choose one of: {', '.join(allowed)}")
+
+
+@dataclass
+class FIPConfig(TrainingArguments):
+    """
+    [`~transformers.TrainingArguments`] and what a functionally invariant path needs besides.
+
+    Args:
+        functional_distance (`str`, *optional*, defaults to `"l2"`):
+            What "the same outputs" means on the anchors: `"l2"` (eq. 2: squared distance of the outputs, in shares of
+            their variance), `"kl"`, `"bhattacharyya"`, `"hellinger"`, `"fdr"`, or a name registered by the user.
+        distance_temperature (`float`, *optional*):
+            Softmax temperature of `"kl"`; the distance's own default otherwise.
+        beta (`float`, *optional*):
+            Weight of the secondary objective against the functional distance (eq. 4): `L + D / beta` is minimised.
+            Defaults to 0.2, or to what the budget asks for.
+        distance_budget (`float`, *optional*):
+            Forgetting control: the largest functional distance on the anchors at every recorded point, as a share of
+            the outputs' variance (no unit; 0.02 is a good start). The weight follows from it.
+        disagreement_budget (`float`, *optional*):
+            Forgetting control: the largest share of anchors whose prediction may have changed at a recorded point.
+        restoration_steps (`int`, *optional*, defaults to 100):
+            Most optimizer steps spent on the distance alone to come back into the budget before a point is recorded.
+        reference (`str`, *optional*, defaults to `"origin"`):
+            The network whose outputs are kept: the path's `"origin"`, or the `"previous"` path point.
+        path_points (`int`, *optional*, defaults to 10):
+            Number of points recorded, evenly spaced in optimizer steps, the last one at the end.
+        step_norm (`float`, *optional*):
+            Record a point wherever ‖w − w_t‖ since the last one reaches this length (ε of eqs. 3 and 4), instead of
+            evenly; looked at every 10 optimizer steps. Keeps a copy of the trained weights.
+        solver (`str`, *optional*, defaults to `"penalty"`):
+            How eq. 4 is solved: `"penalty"` (the optimizer on L + D / beta). `"trust_region"` is not available yet.
+        anchor_batch_size (`int`, *optional*):
+            Anchors per optimizer step, over all processes and accumulation steps. Defaults to the number of task
+            examples per optimizer step.
+        anchor_label_weight (`float`, *optional*, defaults to 0.0):
+            Weight of a cross-entropy on the anchors' labels, for anchors that have labels.
+        anchor_positions (`int`, *optional*):
+            Language models: most scored positions kept per anchor; all by default.
+        anchor_cache_dtype (`str`, *optional*, defaults to `"float32"`):
+            Storage of the cached reference outputs: `"float32"`, `"bfloat16"` or `"float16"`.
+        anchor_cache_limit_gb (`float`, *optional*, defaults to 4.0):
+            Largest size in GiB of the anchors' inputs and cached outputs; above it the run refuses to start.
+        graph_dir (`str`, *optional*):
+            Folder of the model graph; defaults to `output_dir/graph`.
+        branch (`str`, *optional*, defaults to `"fip"`):
+            Name of the path in the graph.
+        push_path_to_hub (`bool`, *optional*, defaults to `False`):
+            Publish each path point as it is recorded. Not available yet.
+        hub_namespace (`str`, *optional*):
+            User or organisation that owns the published repositories.
+        hub_collection (`str`, *optional*):
+            Title of the Collection that holds the family.
+        hub_layout (`str`, *optional*, defaults to `"repo"`):
+            `"repo"`: one repository per node; `"revision"`: one per path, with a tag per node.
+    """
+
+    logging_steps: float = field(default=10, metadata={"help": "Log every X optimizer steps (below 1: share of all)."})
+    # A hidden NaN would be recorded as a path point: losses are checked, not filtered.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and infinite losses in the logs."})
+
+    functional_distance: str = field(default="l2", metadata={"help": "Distance of the outputs on the anchors."})
+    distance_temperature: float | None = field(default=None, metadata={"help": "Softmax temperature of `kl`."})
+    beta: float | None = field(default=None, metadata={"help": "Weight of the objective against the distance."})
+    distance_budget: float | None = field(
+        default=None, metadata={"help": "Largest functional distance on the anchors, share of the outputs' variance."}
+    )
+    disagreement_budget: float | None = field(
+        default=None, metadata={"help": "Largest share of anchors whose prediction may change."}
+    )
+    restoration_steps: int = field(
+        default=100, metadata={"help": "Most steps on the distance alone to come back into the budget at a point."}
+    )
+    reference: str = field(default="origin", metadata={"help": "`origin` or `previous`: whose outputs are kept."})
+    path_points: int = field(default=10, metadata={"help": "Number of recorded points, evenly spaced."})
+    step_norm: float | None = field(default=None, metadata={"help": "Record a point at every such weight distance."})
+    solver: str = field(default="penalty", metadata={"help": "`penalty`."})
+
+    anchor_batch_size: int | None = field(default=None, metadata={"help": "Anchors per optimizer step."})
+    anchor_label_weight: float = field(default=0.0, metadata={"help": "Weight of the anchors' label loss."})
+    anchor_positions: int | None = field(default=None, metadata={"help": "Most scored positions per anchor (LMs)."})
+    anchor_cache_dtype: str = field(default="float32", metadata={"help": "Storage of the reference outputs."})
+    anchor_cache_limit_gb: float = field(default=4.0, metadata={"help": "Largest anchor cache in GiB."})
+
+    graph_dir: str | None = field(default=None, metadata={"help": "Folder of the model graph."})
+    branch: str = field(default="fip", metadata={"help": "Name of the path in the graph."})
+    push_path_to_hub: bool = field(default=False, metadata={"help": "Publish each path point. Not available yet."})
+    hub_namespace: str | None = field(default=None, metadata={"help": "Owner of the published repositories."})
+    hub_collection: str | None = field(default=None, metadata={"help": "Title of the family's Collection."})
+    hub_layout: str = field(default="repo", metadata={"help": "`repo` or `revision`."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        get_distance(self.functional_distance)
+        self.budget  # noqa: B018 - refuses impossible budgets now, not after an hour
+        _one_of("reference", self.reference, ("origin", "previous"))
+        _one_of("hub_layout", self.hub_layout, ("repo", "revision"))
+        _one_of("anchor_cache_dtype", self.anchor_cache_dtype, CACHE_DTYPES)
+        _one_of("solver", self.solver, ("penalty", "trust_region"))
+        if self.solver == "trust_region":
+            raise InputError("solver='trust_region' is not available yet; use solver='penalty'")
+        if self.push_path_to_hub:
+            raise InputError("push_path_to_hub=True is not available yet; train first, the graph stays in graph_dir")
+        for name in ("beta", "step_norm", "anchor_batch_size", "anchor_positions", "anchor_cache_limit_gb"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name}={value!r} has to be above 0")
+        for name in ("anchor_label_weight", "restoration_steps"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)!r} must not be negative")
+        if self.path_points < 1:
+            raise InputError(
+                f"path_points={self.path_points!r}: the end of the path is always recorded, use 1 or more"
+            )
+
+    @property
+    def budget(self) -> Budget:
+        """The forgetting budget of the run."""
+        return Budget(self.distance_budget, self.disagreement_budget)
+
+    @property
+    def distance_weight(self) -> float:
+        """Weight of the functional distance in the minimised loss, 1 / beta of eq. 4."""
+        if self.beta is not None:
+            return 1.0 / self.beta
+        return self.budget.weight if self.budget else 1.0 / DEFAULT_BETA

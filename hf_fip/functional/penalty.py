@@ -1,0 +1,71 @@
+"""The functional distance as a term of the step: ⟨θ, θ⟩_g of eq. 4, taken at finite distance from the reference."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ..terms import Step, Term
+from .distances import Distance
+
+
+class FunctionalDistance(Term):
+    """
+    Mean distance between the outputs on the anchors and the reference network's cached outputs there.
+
+    Its second-order expansion around the reference is the metric of eq. 2, averaged over anchors; minimising
+    `objective + weight * distance` is eq. 4 with `weight = 1 / beta`, solved by the optimizer instead of in an ε ball.
+
+    Args:
+        distance (`Distance`): What "the same outputs" means.
+        unit (`float`): The distance is divided by it: the outputs' variance for `l2`, 1 for distances of
+        probabilities.
+        weight (`float`): 1 / beta.
+    """
+
+    name = "functional_distance"
+
+    def __init__(self, distance: Distance, *, unit: float, weight: float):
+        self.distance = distance
+        self.unit = unit
+        self.weight = weight
+
+    def loss(self, step: Step) -> Tensor | None:
+        if step.anchors is None:
+            return None
+        return step.anchors.mean(self.per_example(step.anchors.outputs, step.anchors.reference, step.anchors))
+
+    def per_example(self, outputs: Tensor, reference: Tensor, batch) -> Tensor:
+        """Distance of each example, `[examples]`, in the unit above."""
+        distances = self.distance.per_example(outputs, reference) / self.unit
+        return distances if batch.example_index is None else mean_by_example(distances, batch)
+
+
+class AnchorLabels(Term):
+    """
+    Cross-entropy on the labels of the anchors, where they have any: added to the functional distance it is DER++
+    (Buzzega et al., 2020); without it, experience replay.
+
+    Args:
+        weight (`float`): Factor of the mean cross-entropy.
+    """
+
+    name = "loss_anchor_labels"
+
+    def __init__(self, weight: float):
+        self.weight = weight
+
+    def loss(self, step: Step) -> Tensor | None:
+        if step.anchors is None:
+            return None
+        losses = cross_entropy(step.anchors.outputs.float(), step.anchors.labels, reduction="none")
+        if step.anchors.example_index is not None:
+            losses = mean_by_example(losses, step.anchors)
+        return step.anchors.mean(losses)
+
+
+def mean_by_example(values: Tensor, batch) -> Tensor:
+    """Means of per-position `values` over each example's scored positions, `[examples]`; 0 where it has none."""
+    totals = values.new_zeros(batch.examples).index_add(0, batch.example_index, values)
+    counts = values.new_zeros(batch.examples).index_add(0, batch.example_index, values.new_ones(len(values)))
+    return totals / counts.clamp(min=1)

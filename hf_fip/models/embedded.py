@@ -1,0 +1,222 @@
+"""Models that the package makes itself, so that every recipe runs without a network: `embedded:NAME`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from huggingface_hub import constants
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers.utils import logging
+
+from ..errors import InputError
+from .cnn import FiveLayerCNNConfig, FiveLayerCNNForImageClassification
+from .pretraining import complete_folder, pretrain_masked_lm
+
+
+logger = logging.get_logger(__name__)
+
+# Part of every key: raise it when the code that makes a model changes what it makes.
+_FORMAT = 1
+
+BERT_DEMO = {
+    "vocab_size": 2000,
+    "config": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 128,
+        "max_position_embeddings": 128,
+        "hidden_act": "gelu",
+        "initializer_range": 0.08,
+    },
+    "epochs": 3,
+    "learning_rate": 3e-3,
+    "seq_length": 64,
+    "batch_size": 32,
+}
+BERT_MINI = {
+    "vocab_size": 8000,
+    "config": {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 256,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.08,
+    },
+    "epochs": 1,
+    "learning_rate": 2e-3,
+    "seq_length": 128,
+    "batch_size": 16,
+}
+# Training texts only: (folder in `data_root`, split).
+BERT_MINI_TEXTS = (
+    ("imdb_unsupervised", "train"),
+    ("wikitext2", "validation"),
+    ("yelp_polarity", "train"),
+    ("imdb", "train"),
+)
+CNN = {"num_channels": 1, "image_size": 28, "num_labels": 10}
+CNN_IMAGES = {"size": 28, "mean": 0.1307, "std": 0.3081}
+VIT_TINY = {
+    "num_channels": 1,
+    "image_size": 8,
+    "patch_size": 2,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "num_labels": 10,
+}
+VIT_TINY_IMAGES = {"size": 8, "mean": 0.305, "std": 0.376}
+
+NAMES = ("bert-demo", "bert-mini", "cnn", "vit-tiny")
+
+
+def build(
+    name: str,
+    *,
+    cache_dir: str | os.PathLike | None = None,
+    data_root: str | os.PathLike | None = None,
+    seed: int = 0,
+) -> Path:
+    """
+    Make an embedded model, or find it in the cache. Of several processes one makes it and the others wait.
+
+    Args:
+        name (`str`):
+            `"bert-demo"`: a very small BERT, pre-trained in seconds on the package's own reviews (`embedded:corpus`).
+            `"bert-mini"`: a small BERT, pre-trained in minutes on the training texts found in `data_root`:
+            `imdb_unsupervised`, `wikitext2` (`validation`), `yelp_polarity` and `imdb`.
+            `"cnn"`: the paper's five-layer network for 28 x 28 grey images, not trained.
+            `"vit-tiny"`: a small vision transformer for 8 x 8 grey images, not trained.
+        cache_dir (`str` or `os.PathLike`, *optional*, defaults to `$HF_HOME/hf_fip`): where models are kept.
+        data_root (`str` or `os.PathLike`, *optional*): folder with local data sets, for `"bert-mini"`.
+        seed (`int`, *optional*, defaults to 0): seed of the models that are not trained; pre-trained ones keep to
+            their recipe's.
+
+    Returns:
+        `Path`: a folder with the model and its tokenizer or image processor.
+
+    Raises:
+        [`~hf_fip.errors.InputError`]: an unknown name, or `data_root` missing or without any of the texts.
+    """
+    if name == "bert-demo":
+        return _pretrained(name, BERT_DEMO, _demo_texts(), cache_dir)
+    if name == "bert-mini":
+        return _pretrained(name, BERT_MINI, _mini_texts(data_root), cache_dir)
+    if name == "cnn":
+        return _fresh(name, CNN, CNN_IMAGES, cache_dir, seed, _cnn)
+    if name == "vit-tiny":
+        return _fresh(name, VIT_TINY, VIT_TINY_IMAGES, cache_dir, seed, _vit)
+    raise InputError(f"model='embedded:{name}' does not exist: the embedded models are {', '.join(NAMES)}.")
+
+
+def grey_image_processor(size: int, mean: float, std: float) -> ViTImageProcessorPil:
+    """
+    An image processor for images of one channel. It needs no torchvision, and `AutoImageProcessor` loads it back.
+
+    Args:
+        size (`int`): height and width to which images are resized, in pixels.
+        mean (`float`): mean of the grey values, as a share of white.
+        std (`float`): their standard deviation, likewise.
+
+    Returns:
+        `ViTImageProcessorPil`: turns PIL images of mode `"L"` into `pixel_values` of shape `(batch, 1, size, size)`.
+    """
+    return ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=[mean], image_std=[std])
+
+
+def _demo_texts() -> list[str]:
+    # Imported here: data sets are needed for the pre-trained models only, and their library is slow to import.
+    from ..tasks import resolve_dataset
+
+    return resolve_dataset("embedded:corpus")["text"][:]
+
+
+def _mini_texts(data_root: str | os.PathLike | None) -> list[str]:
+    wanted = ", ".join(folder for folder, _ in BERT_MINI_TEXTS)
+    if data_root is None:
+        raise InputError(
+            "data_root=None: model='embedded:bert-mini' is pre-trained on local texts; give the folder that holds "
+            f"some of {wanted}."
+        )
+    found = [(Path(data_root, folder), split) for folder, split in BERT_MINI_TEXTS]
+    found = [(folder, split) for folder, split in found if folder.is_dir()]
+    if not found:
+        raise InputError(
+            f"data_root={os.fspath(data_root)!r} holds none of the texts for model='embedded:bert-mini': {wanted}."
+        )
+    from ..tasks import resolve_dataset
+
+    return [text for folder, split in found for text in resolve_dataset(str(folder), split=split)["text"]]
+
+
+def _pretrained(name: str, recipe: dict, texts: list[str], cache_dir: str | os.PathLike | None) -> Path:
+    def make(folder: Path):
+        logger.warning(f"embedded:{name}: pre-training on {len(texts):,} texts, once; it will be kept in {folder}.")
+        pretrain_masked_lm(texts, folder, **recipe)
+
+    return _cached(name, _digest([json.dumps(recipe, sort_keys=True), *texts]), cache_dir, make)
+
+
+def _fresh(
+    name: str,
+    recipe: dict,
+    images: dict,
+    cache_dir: str | os.PathLike | None,
+    seed: int,
+    model_of: Callable[[dict], PreTrainedModel],
+) -> Path:
+    def make(folder: Path):
+        with torch.random.fork_rng(), complete_folder(folder) as unfinished:
+            torch.manual_seed(seed)
+            model_of(recipe).save_pretrained(unfinished)
+            grey_image_processor(**images).save_pretrained(unfinished)
+
+    return _cached(name, _digest([json.dumps([recipe, images, seed], sort_keys=True)]), cache_dir, make)
+
+
+def _cnn(recipe: dict) -> PreTrainedModel:
+    return FiveLayerCNNForImageClassification(FiveLayerCNNConfig(**recipe))
+
+
+def _vit(recipe: dict) -> PreTrainedModel:
+    return ViTForImageClassification(ViTConfig(**recipe))
+
+
+def _digest(parts: Iterable[str]) -> str:
+    digest = hashlib.sha256(str(_FORMAT).encode())
+    for part in parts:
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _cached(name: str, key: str, cache_dir: str | os.PathLike | None, make: Callable[[Path], object]) -> Path:
+    """The folder `NAME-KEY` in the cache; made by `make` if it is not there. It only ever appears complete."""
+    cache = Path(constants.HF_HOME, "hf_fip") if cache_dir is None else Path(cache_dir)
+    folder = cache / f"{name}-{key}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache / f".{folder.name}.lock")
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning(f"embedded:{name}: another process is making it; waiting for {folder}.")
+        held = lock.acquire()
+    with held:
+        if not folder.is_dir():
+            for leftover in cache.glob(f".{folder.name}.[0-9]*"):
+                # Whoever wrote it was killed: nobody else makes this folder while the lock is held.
+                shutil.rmtree(leftover, ignore_errors=True)
+            make(folder)
+    return folder

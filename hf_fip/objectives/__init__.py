@@ -1,0 +1,6 @@
+"""Secondary objectives L(x, w)."""
+
+from .task import TaskLoss
+
+
+__all__ = ["TaskLoss"]

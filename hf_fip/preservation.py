@@ -1,0 +1,307 @@
+"""Keeping the function: anchors and their references in a running trainer, drift, restoration, certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from .errors import InputError
+from .forward import OutputKind, function_mode_, logits_of
+from .functional.anchors import Anchors, anchor_batch
+from .functional.budget import Drift, predictions_changed
+from .functional.distances import get_distance
+from .functional.penalty import AnchorLabels, FunctionalDistance
+from .terms import OutputBatch, Step, Term, total_loss
+
+
+if TYPE_CHECKING:
+    from .trainer import FIPTrainer
+
+logger = logging.get_logger(__name__)
+
+RESTORATION_LEARNING_RATE = 0.3
+# Restoration draws its anchors from a stream of its own, so that it does not shift the training batches.
+RESTORATION_STREAM = 7919
+# Edges are measured on as many anchors as keep one point's outputs below 64 MiB.
+EDGE_VALUES = 2**24
+
+
+class Preservation:
+    """
+    What a trainer does to keep the function on its anchors.
+
+    Args:
+        trainer (`FIPTrainer`): The trainer, whose model holds the reference weights now.
+    """
+
+    def __init__(self, trainer: FIPTrainer):
+        self.trainer = trainer
+        self.args = trainer.args
+        self.anchors = self._collect(trainer.anchor_dataset, "anchor_dataset")
+        self.heldout = self._collect(trainer.heldout_dataset, "heldout_dataset")
+        self.distance: FunctionalDistance | None = None
+        if self.anchors is None:
+            return
+        self._check_inputs()
+        self.refer()
+        options = {} if self.args.distance_temperature is None else {"temperature": self.args.distance_temperature}
+        distance = get_distance(self.args.functional_distance, **options)
+        reference = self.anchors.all_reference
+        unit = float(distance.scale(reference))
+        if not unit > 0:
+            raise InputError(
+                f"anchor_dataset: {len(self.anchors)} anchors on which the outputs do not vary give the distance no "
+                "unit; use more and different anchors (at least 2)"
+            )
+        self.distance = FunctionalDistance(distance, unit=unit, weight=self.args.distance_weight)
+        affordable = EDGE_VALUES * len(self.anchors) // reference.numel()
+        self._edge_indices = range(max(1, min(len(self.anchors), affordable)))
+        self.last_point = self.edge_outputs()
+        self.root: Tensor | None = self.last_point
+
+    def terms(self) -> list[Term]:
+        """The terms that keep the function."""
+        if self.distance is None:
+            return []
+        if self.args.anchor_label_weight == 0:
+            return [self.distance]
+        if not self.anchors.labelled:
+            raise InputError(
+                f"anchor_label_weight={self.args.anchor_label_weight:g}, but the anchors have no labels; set it to 0 "
+                "or add a label column to anchor_dataset"
+            )
+        return [self.distance, AnchorLabels(self.args.anchor_label_weight)]
+
+    @property
+    def anchors_per_step(self) -> int:
+        """Anchors of one optimizer step, over accumulation steps and processes."""
+        return min(self.args.anchor_batch_size or self.trainer.examples_per_step, len(self.anchors))
+
+    def draw(self, step: int, part: int, parts: int) -> list[int]:
+        """Anchors of one micro-batch; see [`~hf_fip.functional.anchors.anchor_batch`]."""
+        seed = self.trainer.data_seed
+        return anchor_batch(len(self.anchors), self.anchors_per_step, seed=seed, step=step, part=part, parts=parts)
+
+    def batch(self, logits: Tensor, indices: list[int], share: float) -> OutputBatch:
+        """The anchors' part of a step: `logits` are the model's outputs on `anchors.inputs(indices)`."""
+        rows, example_index = self.anchors.select(logits, indices)
+        labels = self.anchors.labels(indices)
+        return OutputBatch(
+            outputs=rows,
+            labels=None if labels is None else labels.to(rows.device, non_blocking=True),
+            reference=self.anchors.reference(indices).to(rows.device, non_blocking=True),
+            example_index=example_index,
+            examples=len(indices),
+            share=share,
+        )
+
+    # ---- References and drift ----------------------------------------------------------------------------------
+
+    def refer(self) -> None:
+        """Caches the current network's outputs on anchors and held-out inputs as the reference."""
+        pin = torch.cuda.is_available() and self.args.dataloader_pin_memory
+        dtype = getattr(torch, self.args.anchor_cache_dtype)
+        for anchors in filter(None, (self.anchors, self.heldout)):
+            outputs = torch.cat(self._gather([rows for _, rows, _ in self._outputs(anchors, check_size=True)]))
+            anchors.remember(outputs, dtype=dtype, pin=pin)
+
+    def drift(self, anchors: Anchors) -> Drift:
+        """How far the current network's outputs on `anchors` are from the reference."""
+        distances, changed = [], []
+        for indices, rows, example_index in self._outputs(anchors):
+            if not torch.isfinite(rows).all():
+                raise FloatingPointError(
+                    f"the outputs on {anchors.name} are not finite after step {self.trainer.state.global_step}; lower "
+                    f"learning_rate={self.args.learning_rate:g}. No path point was recorded from these weights"
+                )
+            reference = anchors.reference(indices).float()
+            batch = OutputBatch(rows, example_index=example_index, examples=len(indices))
+            distances.append(self.distance.per_example(rows, reference, batch))
+            changed.append(predictions_changed(rows, reference))
+        distances, changed = self._gather(distances), self._gather(changed)
+        return Drift(torch.cat(distances), None if changed[0] is None else torch.cat(changed))
+
+    @torch.no_grad()
+    def _outputs(
+        self,
+        anchors: Anchors,
+        *,
+        indices: range | None = None,
+        model: nn.Module | None = None,
+        check_size: bool = False,
+    ) -> Iterator[tuple[range, Tensor, Tensor | None]]:
+        """Outputs of the current network (or `model`) in this process's share of the anchors, batch by batch."""
+        trainer = self.trainer
+        model = model or (trainer.model_wrapped if trainer.is_fsdp_enabled else trainer.unwrapped)
+        was_training = model.training
+        function_mode_(trainer.accelerator.unwrap_model(model))
+        number = len(anchors if indices is None else indices)
+        processes, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
+        first, last = rank * number // processes, (rank + 1) * number // processes
+        for start in range(first, last, self.args.eval_batch_size):
+            indices = range(start, min(start + self.args.eval_batch_size, last))
+            with trainer.accelerator.autocast():
+                logits = logits_of(model(**trainer.to_device(anchors.inputs(indices))))
+            if check_size and start == first:
+                item = getattr(torch, self.args.anchor_cache_dtype).itemsize
+                anchors.check_size(logits.shape[-1], bytes_per_value=item, limit_gb=self.args.anchor_cache_limit_gb)
+            rows, example_index = anchors.select(logits, indices)
+            yield indices, rows.float().cpu(), None if example_index is None else example_index.cpu()
+        model.train(was_training)
+
+    def _gather(self, parts: list) -> list:
+        """The parts of all processes, in the order of the anchors."""
+        return gather_object(parts) if self.trainer.accelerator.num_processes > 1 else parts
+
+    def edge_outputs(self, model: nn.Module | None = None) -> Tensor:
+        """Outputs, `[rows, outputs]`, on the anchors by which edges of the graph are measured."""
+        return torch.cat(
+            self._gather([rows for _, rows, _ in self._outputs(self.anchors, indices=self._edge_indices, model=model)])
+        )
+
+    def edge_lengths(self) -> dict[str, Any]:
+        """Functional distance of the current network to the last recorded point and to the root of the graph."""
+        outputs = self.edge_outputs()
+        lengths = {"name": self.distance.distance.name, "unit": self.distance.distance.unit}
+        for key, reference in (("parent", self.last_point), ("root", self.root)):
+            lengths[key] = None if reference is None else self._mean_distance(outputs, reference)
+        self.last_point = outputs
+        return lengths
+
+    def _mean_distance(self, outputs: Tensor, reference: Tensor) -> float:
+        example_index = self.anchors.example_index(self._edge_indices)
+        batch = OutputBatch(outputs, example_index=example_index, examples=len(self._edge_indices))
+        return self.distance.per_example(outputs, reference, batch).mean().item()
+
+    # ---- The budget --------------------------------------------------------------------------------------------
+
+    def restore(self) -> tuple[Drift | None, dict[str, Any]]:
+        """
+        Brings the network back into the budget: optimizer steps on the preserving terms alone, at 0.3 of the learning
+        rate, until the drift on all anchors is allowed again or `restoration_steps` are spent.
+
+        Returns:
+            `tuple`: the drift on the anchors afterwards (`None` without anchors) and the record for the node.
+        """
+        if self.distance is None:
+            return None, {}
+        drift, steps = self.drift(self.anchors), 0
+        if not self.trainer.preserve or not self.args.budget:
+            return drift, {}
+        before = drift
+        # Looking at all anchors costs forwards only; look about as often as that is worth a third of the steps.
+        interval = max(2, min(20, len(self.anchors) // (4 * self.anchors_per_step)))
+        while self.args.budget.exceeded(drift) and steps < self.args.restoration_steps:
+            for _ in range(min(interval, self.args.restoration_steps - steps)):
+                self._restoration_step(steps)
+                steps += 1
+            drift = self.drift(self.anchors)
+        if exceeded := self.args.budget.exceeded(drift):
+            logger.warning(
+                f"step {self.trainer.state.global_step}: after restoration_steps={steps} the drift on the anchors "
+                f"({_words(drift)}) is still above the budget; the point is recorded as not within it"
+            )
+        record = {"restoration_steps": steps, "cap_hit": exceeded, "before_restoration": before.to_dict()}
+        return drift, record
+
+    def _restoration_step(self, number: int) -> None:
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        step_number = trainer.state.global_step * RESTORATION_STREAM + number
+        indices = self.draw(step_number, accelerator.process_index, accelerator.num_processes)
+        model, optimizer = trainer.model_wrapped, trainer.optimizer
+        function_mode_(trainer.unwrapped)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        logits = logits_of(model(**trainer.to_device(self.anchors.inputs(indices))))
+        share = accelerator.num_processes / self.anchors_per_step
+        loss, _ = total_loss(self.terms(), Step(trainer.state.global_step, anchors=self.batch(logits, indices, share)))
+        accelerator.gradient_state._set_sync_gradients(True)
+        accelerator.backward(loss)
+        if self.args.max_grad_norm:
+            accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
+        # The schedule may have gone down to zero at the end of the path: the restoration has a rate of its own.
+        for group in optimizer.param_groups:
+            group["lr"] = group.get("initial_lr", self.args.learning_rate) * RESTORATION_LEARNING_RATE
+        optimizer.step()
+        optimizer.zero_grad()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def report(self, drift: Drift | None) -> dict[str, Any]:
+        """What a node says about the budget: asked, reached on the anchors, certified or not on held-out inputs."""
+        if drift is None:
+            return {}
+        budget = self.args.budget
+        report: dict[str, Any] = {
+            "asked": {"distance": budget.distance, "disagreement": budget.disagreement},
+            "anchors": drift.to_dict(),
+        }
+        if self.heldout is not None:
+            certificates = self.drift(self.heldout).certificates(budget)
+            report["held_out"] = [certificate.to_dict() for certificate in certificates]
+            for certificate in certificates:
+                if certificate.asked is not None and not certificate.certified:
+                    logger.warning(f"step {self.trainer.state.global_step}: {certificate.message}")
+        return report
+
+    # ---- Collecting --------------------------------------------------------------------------------------------
+
+    def _collect(self, dataset, name: str) -> Anchors | None:
+        if dataset is None:
+            return None
+        trainer, kind = self.trainer, self.trainer.kind
+        tokenizer = trainer.processing_class
+        if hasattr(dataset, "remove_columns"):
+            dataset, collate = trainer._remove_unused_columns(dataset, description=name), trainer.data_collator
+        else:
+            collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description=name)
+        return Anchors(
+            dataset,
+            collate,
+            per_token=kind.per_token,
+            padding={"input_ids": getattr(tokenizer, "pad_token_id", None) or 0},
+            shift_labels=kind is OutputKind.NEXT_TOKEN,
+            mask_token_id=getattr(tokenizer, "mask_token_id", None) if kind is OutputKind.TOKEN else None,
+            max_positions=self.args.anchor_positions,
+            seed=trainer.data_seed,
+            name=name,
+        )
+
+    def _check_inputs(self) -> None:
+        """Anchors must carry the same inputs as the task batch, or the joint forward cannot be made."""
+        trainer = self.trainer
+        if not trainer.has_task or trainer.kind is OutputKind.OTHER or not hasattr(trainer.train_dataset, "__len__"):
+            return
+        task = Anchors(
+            _First(trainer.train_dataset),
+            trainer._get_collator_with_removed_columns(trainer.data_collator, description="training"),
+            name="train_dataset",
+        )
+        differing = (task.input_names ^ self.anchors.input_names) - {"attention_mask"}
+        if differing:
+            raise InputError(
+                f"anchor_dataset and train_dataset differ in the model inputs {sorted(differing)}; prepare both with "
+                "the same processing_class and columns"
+            )
+
+
+class _First:
+    """The first example of a data set."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return min(1, len(self.dataset))
+
+    def __getitem__(self, index: int):
+        return self.dataset[index]
+
+
+def _words(drift: Drift) -> str:
+    words = f"distance {drift.distance:.4g}"
+    return words if drift.disagreement is None else f"{words}, {drift.disagreement:.2%} of predictions changed"

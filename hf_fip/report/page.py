@@ -1,0 +1,163 @@
+"""The report's page: one HTML file that needs nothing else, no network either."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils import logging
+
+from hf_fip.errors import InputError
+from hf_fip.version import __version__
+
+
+if TYPE_CHECKING:
+    from hf_fip.graph import ModelGraph
+    from hf_fip.report.sections import Section
+
+logger = logging.get_logger(__name__)
+
+REPORT_FILE = "report.html"
+
+
+class MissingExtraError(InputError, ImportError):
+    """The packages that draw are not installed; the message says how to install them."""
+
+
+def _require(*packages: str) -> None:
+    for package in packages:
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise MissingExtraError(f'{package} is not installed; run: pip install "hf_fip[report]"') from error
+
+
+def script_text(text: str) -> str:
+    """`text`, JavaScript or JSON, without anything that ends an HTML `<script>` element early."""
+    return text.replace("</", "<\\/").replace("<!--", "<\\!--")
+
+
+def script_json(text: str) -> str:
+    """JSON `text` for an HTML `<script>` element: no character in it has a meaning in HTML."""
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def render(graph: ModelGraph, sections: Sequence[Section], recipe: str | None = None) -> str:
+    """
+    The page as text.
+
+    Args:
+        graph (`ModelGraph`): The graph the header tells about.
+        sections (`Sequence[Section]`): The sections in order; see `hf_fip.report.sections`.
+        recipe (`str`, *optional*): The recipe's YAML text.
+
+    Returns:
+        `str`: A complete HTML document.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    from hf_fip.report.header import facts, title_and_description, versions
+
+    files = {name: resources.files("hf_fip.report").joinpath(name).read_text("utf-8") for name in _PAGE_FILES}
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(files["page.html"])
+    title, description = title_and_description(graph, recipe)
+    return template.render(
+        title=title,
+        description=description,
+        facts=facts(graph),
+        sections=sections,
+        recipe=recipe,
+        versions=versions(graph),
+        version=__version__,
+        css=Markup(files["page.css"]),
+        js=Markup(script_text(files["page.js"])),
+        plotly_js=Markup(script_text(get_plotlyjs())),
+        figure_json=lambda figure: Markup(script_json(figure.to_json())),
+    )
+
+
+_PAGE_FILES = ("page.html", "page.css", "page.js")
+
+
+def write_report(graph: ModelGraph, output: str | Path | None = None, *, recipe: str | None = None) -> Path:
+    """
+    Writes the report of a graph: one self-contained HTML file that opens without a network.
+
+    Args:
+        graph (`ModelGraph`): The graph to report on; it may be empty.
+        output (`str` or `Path`, *optional*): The file to write. Defaults to `report.html` beside the graph's folder.
+        recipe (`str`, *optional*): The YAML text of the recipe that made the graph.
+
+    Returns:
+        `Path`: The file written.
+
+    Raises:
+        `MissingExtraError`: if Plotly or Jinja2 is not installed.
+    """
+    _require("plotly", "jinja2")
+    from hf_fip.report.sections import SECTIONS
+
+    sections = [section for make in SECTIONS if (section := make(graph)) is not None]
+    output = Path(graph.folder).parent / REPORT_FILE if output is None else Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and renamed: a reader never sees half a page, and a killed run leaves the last one.
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(render(graph, sections, recipe), encoding="utf-8")
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return output
+
+
+def save_pictures(graph: ModelGraph, folder: str | Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """
+    Saves each picture of the report as a file, through Kaleido and an installed Chrome or Chromium.
+
+    Args:
+        graph (`ModelGraph`): The graph to draw.
+        folder (`str` or `Path`): Where to write `lineage.png`, `paths.png`, ….
+        formats (`Sequence[str]`, *optional*, defaults to `("png", "svg")`): Of `png`, `svg`, `pdf`, `jpeg`, `webp`.
+
+    Returns:
+        `list[Path]`: The files written; a picture that the graph has no data for is left out.
+
+    Raises:
+        `MissingExtraError`: if Plotly, Kaleido or Chrome is not installed.
+    """
+    _require("plotly", "kaleido")
+    from hf_fip.report.figures import FIGURES
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, make in FIGURES.items() if len(graph) else ():
+        figure = make(graph)
+        if figure is None:
+            continue
+        figure.update_layout(paper_bgcolor="white", plot_bgcolor="white")
+        for kind in formats:
+            file = folder / f"{name}.{kind}"
+            _write_image(figure, file)
+            written.append(file)
+    return written
+
+
+def _write_image(figure: Any, file: Path) -> None:
+    from kaleido.errors import ChromeNotFoundError
+
+    try:
+        figure.write_image(file, width=960, scale=2)
+    except (ChromeNotFoundError, RuntimeError) as error:
+        if "chrome" not in str(error).lower():
+            raise
+        raise MissingExtraError(
+            "static pictures need Chrome or Chromium, and none was found; install one, or run: plotly_get_chrome"
+        ) from error

@@ -1,0 +1,157 @@
+"""
+The one protocol of everything that shapes a training step.
+
+A task loss, a functional distance, a replay baseline, a pull towards a sparse projection: each is a [`Term`]. The
+trainer runs the terms and knows nothing of forgetting or sparsity; the terms know nothing of trainers, devices or
+files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class OutputBatch:
+    """
+    The model's outputs on one part of the joint forward: the task batch, or the anchor batch.
+
+    Args:
+        outputs (`torch.Tensor`):
+            Class logits `[batch, classes]`, regression outputs `[batch]`, or, for language models, the logits of the
+            scored positions only, `[positions, vocabulary]`.
+        labels (`torch.Tensor`, *optional*):
+            Labels of the same rows (`-100` where there is none).
+        reference (`torch.Tensor`, *optional*):
+            Cached outputs of the reference network on the same rows (anchors only).
+        example_index (`torch.Tensor`, *optional*):
+            For the rows of scored positions: which example of the batch each row belongs to.
+        examples (`int`):
+            Number of examples in this micro-batch.
+        share (`float`):
+            What one example (task: one label) of this micro-batch weighs in the mean over the whole optimizer step, on
+            all processes: see [`~OutputBatch.mean`].
+    """
+
+    outputs: Tensor
+    labels: Tensor | None = None
+    reference: Tensor | None = None
+    example_index: Tensor | None = None
+    examples: int = 0
+    share: float | Tensor = 1.0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """
+        The mean of `values` over the whole optimizer step, as this micro-batch's part of it: the parts of all
+        micro-batches and processes add up to the mean, however unequal they are.
+        """
+        return values.sum() * self.share
+
+
+@dataclass
+class Step:
+    """
+    What one micro-batch offers to the terms.
+
+    Args:
+        number (`int`): Optimizer steps done before this one.
+        task (`OutputBatch`, *optional*): Outputs on the task batch; `None` where the path has no secondary task.
+        anchors (`OutputBatch`, *optional*): Outputs on the anchor batch; `None` where there are no anchors.
+        task_loss (`torch.Tensor`, *optional*):
+            The loss the model (or the user's `compute_loss_func`) computed for the task batch, scaled like the result
+            of [`OutputBatch.mean`].
+    """
+
+    number: int
+    task: OutputBatch | None = None
+    anchors: OutputBatch | None = None
+    task_loss: Tensor | None = None
+
+
+class Term:
+    """
+    One influence on the step. Override what the method needs; every hook's default does nothing.
+
+    Attributes:
+        name (`str`): Name in the logs.
+        weight (`float`): Factor of [`~Term.loss`] in the total loss; the logs show the value without it.
+        is_objective (`bool`): Whether the term belongs to the secondary objective L(x, w) of eq. 4.
+    """
+
+    name: str = "term"
+    weight: float = 1.0
+    is_objective: bool = False
+
+    def loss(self, step: Step) -> Tensor | None:
+        """A differentiable scalar from the outputs of the joint forward, or `None`."""
+
+    def add_gradient_(self, parameters: list[nn.Parameter]) -> None:
+        """Adds an analytic weight-space gradient to `p.grad`, once an optimizer step, after the backward pass."""
+
+    def constrain_gradient_(self, parameters: list[nn.Parameter]) -> None:
+        """Changes the summed gradient in place, once an optimizer step, after every `add_gradient_`."""
+
+    def begin_segment(self, model: nn.Module) -> None:
+        """Called at the start of the path and after each recorded point."""
+
+    def end_segment(self, model: nn.Module) -> None:
+        """Called before a path point is recorded; the model may still be changed here."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON state that a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what [`~Term.state_dict`] returned."""
+
+
+def total_loss(terms: Iterable[Term], step: Step) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """
+    The weighted sum of the terms' losses and each term's own value, by name and without its weight.
+
+    Args:
+        terms (iterable of `Term`): The terms of the run.
+        step (`Step`): The micro-batch.
+
+    Returns:
+        `tuple[torch.Tensor | None, dict[str, torch.Tensor]]`: the total (`None` if no term has a loss) and the
+        detached values; nothing is moved off the device.
+    """
+    total: Tensor | None = None
+    values: dict[str, Tensor] = {}
+    for term in terms:
+        value = term.loss(step)
+        if value is None:
+            continue
+        weighted = value if term.weight == 1.0 else value * term.weight
+        total = weighted if total is None else total + weighted
+        values[term.name] = value.detach()
+    return total, values
+
+
+@torch.no_grad()
+def apply_gradient_terms(terms: Iterable[Term], parameters: list[nn.Parameter], *, scale: float = 1.0) -> None:
+    """
+    Runs the weight-space hooks: every `add_gradient_`, then every `constrain_gradient_`.
+
+    Args:
+        terms (iterable of `Term`): The terms of the run.
+        parameters (list of `Parameter`): Those that are trained.
+        scale (`float`, *optional*, defaults to 1.0):
+            What the gradients are multiplied by at this moment (fp16 loss scaling); the terms see them without it.
+    """
+    terms = list(terms)
+    gradients = [p.grad for p in parameters if p.grad is not None] if scale != 1.0 else []
+    if gradients:
+        torch._foreach_div_(gradients, scale)
+    for term in terms:
+        term.add_gradient_(parameters)
+    for term in terms:
+        term.constrain_gradient_(parameters)
+    if gradients:
+        torch._foreach_mul_(gradients, scale)

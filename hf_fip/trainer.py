@@ -1,0 +1,438 @@
+"""[`FIPTrainer`]: runs the terms of a path in the Trainer, and has the path's points recorded. Glue only."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from .config import FIPConfig
+from .errors import InputError
+from .forward import OutputKind, base_model, count_labels, function_mode_, label_losses, logits_of, output_kind
+from .functional.anchors import join_inputs
+from .graph import ModelGraph
+from .models.loading import load_model
+from .objectives import TaskLoss
+from .path import Origin, PathRecorder, last_complete_checkpoint
+from .preservation import Preservation
+from .terms import OutputBatch, Step, Term, apply_gradient_terms, total_loss
+
+
+logger = logging.get_logger(__name__)
+
+SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
+
+
+class FIPTrainer(Trainer):
+    """
+    A [`~transformers.Trainer`] that moves a network along a functionally invariant path: its outputs on the anchors
+    hardly change while a secondary objective is followed (Raghavan et al., 2024, eq. 4). Every recorded point of the
+    path is a complete model and a node of a [`ModelGraph`].
+
+    Takes every argument of [`~transformers.Trainer`], by keyword, and:
+
+    Args:
+        model (`PreTrainedModel`, `PeftModel` or `str`, *optional*):
+            Where the path starts; a string is a Hub id or a folder.
+        args (`FIPConfig`, *optional*):
+            Arguments of the run.
+        anchor_dataset (map-style dataset, *optional*):
+            Inputs on which the function is kept, prepared like `train_dataset`. Labels are optional and not needed.
+            Without anchors nothing is kept: that is plain fine-tuning, recorded in a graph.
+        heldout_dataset (map-style dataset, *optional*):
+            Further inputs of the old task, never trained on: the budget is certified on them.
+        train_dataset (dataset, *optional*):
+            Data of the secondary objective; `None` for L = 0 (set `max_steps`).
+        objective (`Term` or list of `Term`, *optional*):
+            The secondary objective L(x, w); defaults to the task loss on `train_dataset`.
+        terms (list of `Term`, *optional*):
+            Further terms that shape the step.
+        preserve (`bool`, *optional*, defaults to `True`):
+            Whether the functional distance on the anchors is minimised. If not, it is only measured, and what is done
+            with the anchors is left to `terms`: that is how the baselines run.
+        graph (`ModelGraph`, *optional*):
+            The graph that receives the path; defaults to the one in `args.graph_dir`.
+        origin (`Origin`, *optional*):
+            Where the path belongs in the graph. By default the starting model becomes its root.
+
+    Raises:
+        [`InputError`]: for arguments that cannot work, before training starts.
+
+    Example:
+
+    ```python
+    trainer = FIPTrainer(
+        model=model,
+        args=FIPConfig("out", distance_budget=0.02, path_points=5),
+        anchor_dataset=yelp_sample,
+        train_dataset=imdb,
+        eval_dataset={"yelp": yelp_test, "imdb": imdb_test},
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.graph["fip"].metrics
+    ```
+    """
+
+    _tag_names = ["fip", "functionally-invariant-path"]
+    # The parts of a micro-batch are parts of the mean over the whole optimizer step: see OutputBatch.mean.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module | str | None = None,
+        args: FIPConfig | None = None,
+        *,
+        anchor_dataset: Any = None,
+        heldout_dataset: Any = None,
+        train_dataset: Any = None,
+        objective: Term | Sequence[Term] | None = None,
+        terms: Sequence[Term] = (),
+        preserve: bool = True,
+        graph: ModelGraph | None = None,
+        origin: Origin | None = None,
+        **kwargs: Any,
+    ):
+        args = FIPConfig("trainer_output") if args is None else args
+        _check_arguments(args, train_dataset, anchor_dataset, heldout_dataset)
+        self.has_task = train_dataset is not None
+        self.anchor_dataset = anchor_dataset
+        self.heldout_dataset = heldout_dataset
+        self.preserve = preserve
+        self.terms: list[Term] = []
+        self.path: PathRecorder | None = None
+        self.preservation: Preservation | None = None
+        self._objective = [TaskLoss()] if objective is None and self.has_task else _as_list(objective)
+        self._given_terms = list(terms)
+        self._given_graph = graph
+        self._origin = origin or Origin()
+        super().__init__(
+            model=load_model(model) if isinstance(model, str) else model,
+            args=args,
+            train_dataset=train_dataset if self.has_task else _Steps(args),
+            **kwargs,
+        )
+        if self.is_deepspeed_enabled:
+            raise InputError("deepspeed is not supported; use DDP or FSDP2 through accelerate")
+        if self.args.n_gpu > 1:
+            raise InputError(
+                f"{self.args.n_gpu} GPUs in one process (DataParallel): not supported; start with `accelerate launch`"
+            )
+        if self.compute_metrics is None and self._is_classifier:
+            self.compute_metrics = accuracy
+        self._reset_logged()
+        self.add_callback(_RecordPoints(self))
+
+    # ---- The network -------------------------------------------------------------------------------------------
+
+    @property
+    def unwrapped(self) -> nn.Module:
+        """The Transformers or PEFT model without DDP or AMP around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def kind(self) -> OutputKind:
+        """What the model's outputs are."""
+        return output_kind(self.unwrapped)
+
+    @property
+    def _is_classifier(self) -> bool:
+        config = getattr(base_model(self.unwrapped), "config", None)
+        return (
+            self.kind is OutputKind.EXAMPLE
+            and getattr(config, "problem_type", None) in (None, "single_label_classification")
+            and getattr(config, "num_labels", 1) > 1
+        )
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of everything drawn from the data."""
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    @property
+    def examples_per_step(self) -> int:
+        """Task examples of an optimizer step, over accumulation steps and processes."""
+        return self._train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+
+    @property
+    def graph(self) -> ModelGraph:
+        """The graph that holds the path."""
+        if self.path is not None:
+            return self.path.graph
+        return self._given_graph or ModelGraph(self._graph_folder())
+
+    def _graph_folder(self) -> str:
+        if self.hp_search_backend is not None:
+            # Each trial starts a path of its own.
+            return os.path.join(self._get_output_dir(trial=self._trial), "graph")
+        return self.args.graph_dir or os.path.join(self.args.output_dir, "graph")
+
+    def to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Model inputs on this process's device."""
+        return {key: value.to(self.args.device, non_blocking=True) for key, value in inputs.items()}
+
+    # ---- The step ----------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The weighted sum of the terms in training; the plain task loss in evaluation."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        function_mode_(self.unwrapped)
+        step, outputs = self._forward(model, inputs, num_items_in_batch)
+        loss, values = total_loss(self.terms, step)
+        if loss is None:
+            raise InputError("terms: none of them has a loss, so there is no gradient to follow")
+        for name, value in values.items():
+            self._logged[name] = self._logged.get(name, 0.0) + value
+        return (loss, outputs) if return_outputs else loss
+
+    def _forward(self, model: nn.Module, inputs, num_items) -> tuple[Step, Any]:
+        """One forward of task batch and anchor batch together (two where the model computes its own loss)."""
+        step = Step(number=self.state.global_step)
+        indices = self._draw_anchors()
+        anchor_inputs = self.to_device(self.preservation.anchors.inputs(indices)) if indices else {}
+        anchor_logits = outputs = None
+        if not self.has_task:
+            outputs = model(**anchor_inputs)
+            anchor_logits = logits_of(outputs)
+        elif self.kind is OutputKind.OTHER:
+            step.task_loss, outputs = super().compute_loss(model, inputs, True, num_items)
+            if not (self.model_accepts_loss_kwargs and num_items is not None) and self.compute_loss_func is None:
+                step.task_loss = step.task_loss / self.current_gradient_accumulation_steps
+            if indices:
+                anchor_logits = logits_of(model(**anchor_inputs))
+        else:
+            inputs = dict(inputs)
+            labels = inputs.pop("labels", None)
+            size = len(next(iter(inputs.values())))
+            if indices:
+                inputs = join_inputs(inputs, anchor_inputs, self.preservation.anchors.padding)
+            outputs = model(**inputs)
+            logits = logits_of(outputs)
+            anchor_logits = logits[size:]
+            self._add_task(step, logits[:size], labels, outputs, num_items)
+        if indices:
+            share = self.accelerator.num_processes / self.preservation.anchors_per_step
+            step.anchors = self.preservation.batch(anchor_logits, indices, share)
+        return step, outputs
+
+    def _add_task(self, step: Step, logits: Tensor, labels: Tensor | None, outputs, num_items) -> None:
+        if labels is None:
+            raise InputError("train_dataset: its batches have no `labels`, which the task loss needs")
+        processes = self.accelerator.num_processes
+        step.task = OutputBatch(logits, labels=labels, examples=len(logits), share=processes / num_items)
+        if self.compute_loss_func is not None:
+            task_outputs = {
+                key: value[: len(logits)] if isinstance(value, Tensor) and value.ndim else value
+                for key, value in outputs.items()
+            }
+            step.task_loss = self.compute_loss_func(task_outputs, labels, num_items_in_batch=num_items) * processes
+        else:
+            config = base_model(self.unwrapped).config
+            smoothing = self.args.label_smoothing_factor
+            step.task_loss = step.task.mean(label_losses(logits, labels, self.kind, config, smoothing=smoothing))
+
+    def _draw_anchors(self) -> list[int]:
+        """Anchors of this micro-batch: a function of seed, optimizer step, accumulation step and process."""
+        if not self._uses_anchors:
+            return []
+        if self._micro_step[0] != self.state.global_step:
+            self._micro_step = [self.state.global_step, 0]
+        processes = self.accelerator.num_processes
+        part = self._micro_step[1] * processes + self.accelerator.process_index
+        self._micro_step[1] += 1
+        return self.preservation.draw(
+            self.state.global_step, part, self.current_gradient_accumulation_steps * processes
+        )
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        if self.kind is OutputKind.OTHER or not batch_samples or batch_samples[0].get("labels") is None:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        count = sum(count_labels(batch["labels"], self.kind) for batch in batch_samples).to(device)
+        return self.accelerator.reduce(count, "sum") if self.args.world_size > 1 else count
+
+    def get_train_dataloader(self):
+        """The task's batches, or as many empty ones as the path has steps where there is no task."""
+        if self.has_task:
+            return super().get_train_dataloader()
+        return self.accelerator.prepare(
+            DataLoader(self.train_dataset, batch_size=self._train_batch_size, collate_fn=torch.tensor)
+        )
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One backward per micro-batch; weight-space gradients are added once the step's gradient is complete."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._has_gradient_terms and self.accelerator.sync_gradients:
+            scaler = getattr(self.accelerator, "scaler", None)
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            apply_gradient_terms(self.terms, parameters, scale=scaler.get_scale() if scaler else 1.0)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds every term by name to the training logs; the values leave the device once per log."""
+        if "loss" in logs and self._logged:
+            logs |= self._logged_values(logs["loss"])
+        super().log(logs, start_time)
+
+    def _logged_values(self, loss: float) -> dict[str, float]:
+        names = list(self._logged)
+        values = torch.stack([self._logged[name].float() for name in names])
+        steps = max(self.state.global_step - self._logged_since, 1)
+        averages = dict(zip(names, (self.accelerator.reduce(values, "mean") / steps).tolist(), strict=True))
+        self._reset_logged()
+        if not all(map(math.isfinite, [loss, *averages.values()])):
+            raise self._not_finite(averages)
+        objective = [averages[t.name] * t.weight for t in self.terms if t.is_objective and t.name in averages]
+        if objective:
+            averages["objective"] = sum(objective)
+        if "functional_distance" in averages:
+            averages["beta"] = 1.0 / self.preservation.distance.weight
+        return averages
+
+    def _not_finite(self, values: dict[str, float]) -> FloatingPointError:
+        shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+        return FloatingPointError(
+            f"the loss is not finite at step {self.state.global_step} ({shown}); lower learning_rate="
+            f"{self.args.learning_rate:g} or check the data. Points and checkpoints recorded before are whole"
+        )
+
+    def _reset_logged(self) -> None:
+        self._logged: dict[str, Tensor] = {}
+        self._logged_since = self.state.global_step
+        self._micro_step = [-1, 0]
+
+    # ---- The path ----------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        """
+        Travels the path. With `resume_from_checkpoint=True` the last *complete* checkpoint of `output_dir` is taken:
+        one that was cut short by a kill is passed over.
+        """
+        self.path, self._trial = None, trial
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise InputError(f"resume_from_checkpoint=True: {self.args.output_dir!r} holds no complete checkpoint")
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        # The last moment at which the model holds the weights the path starts from: references are taken here.
+        if self.is_in_train and self.path is None:
+            self._begin_path(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _begin_path(self, checkpoint: str | None) -> None:
+        self.preservation = Preservation(self)
+        preserving = self.preservation.terms() if self.preserve else []
+        self.terms = [*self._objective, *preserving, *self._given_terms]
+        self._uses_anchors = self.preservation.anchors is not None and bool(preserving or self._given_terms)
+        self._has_gradient_terms = any(
+            getattr(type(term), hook) is not getattr(Term, hook)
+            for term in self.terms
+            for hook in ("add_gradient_", "constrain_gradient_")
+        )
+        self.path = PathRecorder(self, self._given_graph or ModelGraph(self._graph_folder()), self._origin)
+        self.path.begin(checkpoint)
+        self._reset_logged()
+        for term in self.terms:
+            term.begin_segment(self.unwrapped)
+
+    def _save_checkpoint(self, model, trial):
+        if not math.isfinite(self._tr_loss.item()):
+            raise self._not_finite({})
+        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        self.path.save(Path(folder))
+        super()._save_checkpoint(model, trial)
+
+    def measure(self) -> dict[str, float]:
+        """
+        Metrics of the current network on every evaluation data set, named `"data set/metric"`; unlike
+        [`~transformers.Trainer.evaluate`] it is no evaluation event for callbacks.
+        """
+        if self.eval_dataset is None:
+            return {}
+        named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {None: self.eval_dataset}
+        found: dict[str, float] = {}
+        for name, dataset in named.items():
+            loader = self.get_eval_dataloader(name if name is not None else dataset)
+            only_loss = True if self.compute_metrics is None else None
+            with torch.no_grad():
+                output = self.evaluation_loop(
+                    loader,
+                    f"Path point {name or ''}".strip(),
+                    prediction_loss_only=only_loss,
+                    metric_key_prefix="eval",
+                )
+            for key, value in output.metrics.items():
+                key = key.removeprefix("eval_")
+                if key not in SPEED_METRICS:
+                    found[key if name is None else f"{name}/{key}"] = float(value)
+        return found
+
+
+class _RecordPoints(TrainerCallback):
+    """Tells the recorder when the trainer has arrived at a path point."""
+
+    def __init__(self, trainer: FIPTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.path is None:
+            self.trainer._begin_path(None)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.path.due():
+            self.trainer.path.record()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        # A callback may have stopped the run early: its end is a point too.
+        path = self.trainer.path
+        if state.global_step > 0 and (not path.points or path.points[-1] < state.global_step):
+            path.record()
+
+
+class _Steps(Dataset):
+    """Stands in for the task data where there is no task: as many empty examples as the path's steps take."""
+
+    def __init__(self, args: FIPConfig):
+        self.length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of correct predictions: what classification is evaluated by unless `compute_metrics` is given."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return {"accuracy": float((logits.argmax(-1) == prediction.label_ids).mean())}
+
+
+def _as_list(objective: Term | Sequence[Term] | None) -> list[Term]:
+    if objective is None:
+        return []
+    return [objective] if isinstance(objective, Term) else list(objective)
+
+
+def _check_arguments(args, train_dataset, anchor_dataset, heldout_dataset) -> None:
+    if not isinstance(args, FIPConfig):
+        raise InputError(f"args is a {type(args).__name__}; pass an FIPConfig, it takes every TrainingArguments field")
+    if train_dataset is None and anchor_dataset is None:
+        raise InputError("train_dataset and anchor_dataset are both None; pass at least one of them")
+    if train_dataset is None and args.max_steps <= 0:
+        raise InputError(f"max_steps={args.max_steps}: a path with L = 0 has no epochs, set its length in steps")
+    if args.budget and anchor_dataset is None:
+        raise InputError("a forgetting budget needs anchor_dataset: the inputs on which the function has to be kept")
+    if heldout_dataset is not None and anchor_dataset is None:
+        raise InputError("heldout_dataset needs anchor_dataset: it certifies what is kept on the anchors")
