@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _execute(args: argparse.Namespace, debug: bool) -> int:
     try:
-        with _stdout_for_results_only():
+        with _stdout_for_results_only(debug):
             _set_verbosity(debug)
             text = args.command(args)
         _print(text)
@@ -83,8 +83,16 @@ def _print(text: str) -> None:
 
 def _run(args: argparse.Namespace) -> str:
     recipe = load_recipe(args.recipe, args.overrides)
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
     from .recipes.runner import run
 
+    if not args.debug:
+        # A bar for each file of each node says nothing; one for a download from the Hub does.
+        disable_progress_bar()
+        if sys.stderr.isatty():
+            enable_progress_bars()
     result = run(recipe, args.output_dir)
     return _json(result) if args.json else summary(result)
 
@@ -118,8 +126,11 @@ def _json(data: Any) -> str:
 
 
 @contextlib.contextmanager
-def _stdout_for_results_only() -> Iterator[None]:
-    """Sends to standard error what libraries print to standard output, from Python or below it."""
+def _stdout_for_results_only(debug: bool) -> Iterator[None]:
+    """
+    Keeps standard output clean: what libraries print there, from Python or below it, goes to standard error. On a
+    terminal the prints, Trainer's rows of numbers, are dropped: its progress bar says what people need.
+    """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stdout.flush()
@@ -127,16 +138,18 @@ def _stdout_for_results_only() -> Iterator[None]:
             stack.callback(os.close, output)
             os.dup2(2, 1)
             stack.callback(os.dup2, output, 1)
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        is_dropped = sys.stderr is not None and sys.stderr.isatty() and not debug
+        others = stack.enter_context(open(os.devnull, "w")) if is_dropped else sys.stderr
+        stack.enter_context(contextlib.redirect_stdout(others))
         yield
 
 
 def _set_verbosity(debug: bool) -> None:
     """One line per stage and, on a terminal, progress bars; the libraries' own talk only with `--debug`."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _AboveTheBars()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("hf_fip")
-    log.addHandler(handler)
+    log.handlers = [handler]
     log.setLevel(logging.DEBUG if debug else logging.INFO)
     log.propagate = False
     if debug:
@@ -152,6 +165,18 @@ def _set_verbosity(debug: bool) -> None:
     else:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+class _AboveTheBars(logging.Handler):
+    """Prints to standard error without cutting a progress bar in two."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        # Bars that were never closed leave their last line behind.
+        erase = "\r\x1b[K" if sys.stderr.isatty() else ""
+        with contextlib.suppress(Exception):
+            tqdm.write(f"{erase}{self.format(record)}", file=sys.stderr)
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,7 +223,8 @@ class PathRecorder:
 
     def _write(self, folder: Path, node: Node, state: dict | None) -> dict[str, Any]:
         trainer = self.trainer
-        save_model(trainer.unwrapped, folder, state_dict=state)
+        with _no_progress_bars():
+            save_model(trainer.unwrapped, folder, state_dict=state)
         if trainer.processing_class is not None:
             trainer.processing_class.save_pretrained(folder)
         parent = None if node.parent is None else self.graph[node.parent].folder
@@ -317,6 +319,17 @@ def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
             continue
         found.append((int(number), str(path)))
     return max(found)[1] if found else None
+
+
+@contextmanager
+def _no_progress_bars():
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _weights_digest(model: nn.Module) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers.utils import logging
 
 from .errors import InputError
-from .forward import OutputKind, function_mode_, logits_of
+from .forward import OutputKind, base_model, function_mode_, logits_of
 from .functional.anchors import Anchors, anchor_batch
 from .functional.budget import Drift, predictions_changed
 from .functional.distances import get_distance
@@ -255,7 +256,15 @@ class Preservation:
             return None
         trainer, kind = self.trainer, self.trainer.kind
         tokenizer = trainer.processing_class
-        if hasattr(dataset, "remove_columns"):
+        if not hasattr(dataset, "__len__"):
+            raise InputError(
+                f"{name}: a {type(dataset).__name__} has no length; anchors are a finite set, so pass a map-style "
+                "data set (of a stream: `Dataset.from_list(list(stream.take(2000)))`)"
+            )
+        if len(dataset) == 0:
+            raise InputError(f"{name} is empty; pass the inputs on which the function has to be kept")
+        if isinstance(dataset, datasets.Dataset):
+            self._check_columns(dataset, name)
             dataset, collate = trainer._remove_unused_columns(dataset, description=name), trainer.data_collator
         else:
             collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description=name)
@@ -270,6 +279,15 @@ class Preservation:
             seed=trainer.data_seed,
             name=name,
         )
+
+    def _check_columns(self, dataset: datasets.Dataset, name: str) -> None:
+        trainer = self.trainer
+        wanted = getattr(base_model(trainer.unwrapped), "main_input_name", None)
+        if wanted is not None and wanted not in dataset.column_names and trainer.args.remove_unused_columns:
+            raise InputError(
+                f"{name} has no column {wanted!r}, the input of the model, only {dataset.column_names}; prepare "
+                "it like train_dataset"
+            )
 
     def _check_inputs(self) -> None:
         """Anchors must carry the same inputs as the task batch, or the joint forward cannot be made."""

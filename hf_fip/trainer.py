@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -228,6 +229,9 @@ class FIPTrainer(Trainer):
     def _add_task(self, step: Step, logits: Tensor, labels: Tensor | None, outputs, num_items) -> None:
         if labels is None:
             raise InputError("train_dataset: its batches have no `labels`, which the task loss needs")
+        if self.kind.per_token:
+            # The anchors may be longer than the task's texts, which are padded to them.
+            logits = logits[:, : labels.shape[1]]
         processes = self.accelerator.num_processes
         step.task = OutputBatch(logits, labels=labels, examples=len(logits), share=processes / num_items)
         if self.compute_loss_func is not None:
@@ -263,10 +267,10 @@ class FIPTrainer(Trainer):
     def get_train_dataloader(self):
         """The task's batches, or as many empty ones as the path has steps where there is no task."""
         if self.has_task:
-            return super().get_train_dataloader()
-        return self.accelerator.prepare(
-            DataLoader(self.train_dataset, batch_size=self._train_batch_size, collate_fn=torch.tensor)
-        )
+            loader = super().get_train_dataloader()
+            loader.collate_fn = _SeededByContent(loader.collate_fn, self.data_seed)
+            return loader
+        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_size=self._train_batch_size))
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One backward per micro-batch; weight-space gradients are added once the step's gradient is complete."""
@@ -328,7 +332,24 @@ class FIPTrainer(Trainer):
         # The last moment at which the model holds the weights the path starts from: references are taken here.
         if self.is_in_train and self.path is None:
             self._begin_path(resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self._load_saved_weights(resume_from_checkpoint, model or self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        if not self._load_saved_weights(self.state.best_model_checkpoint, self.model):
+            super()._load_best_model()
+
+    def _load_saved_weights(self, folder: str, model: nn.Module) -> bool:
+        """
+        Loads a checkpoint as `from_pretrained` does. The Trainer's own loader takes the tensor names in the file as
+        they are, but models whose names changed between versions (ViT, for one) are saved under the old ones: it would
+        leave their weights as they were, with only a warning.
+        """
+        if not isinstance(model, PreTrainedModel) or self.is_fsdp_enabled:
+            return False
+        saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+        model.load_state_dict(saved.state_dict())
+        return True
 
     def _begin_path(self, checkpoint: str | None) -> None:
         self.preservation = Preservation(self)
@@ -400,6 +421,23 @@ class _RecordPoints(TrainerCallback):
             path.record()
 
 
+class _SeededByContent:
+    """
+    A collator whose randomness (masks) is a function of the batch. Loaders collate ahead of the step, so that the
+    random state in a checkpoint is not the one the next batch was made with, and a resumed run would draw other masks.
+    """
+
+    def __init__(self, collate: Callable, seed: int):
+        self.collate = collate
+        self.seed = seed
+
+    def __call__(self, rows: list) -> Any:
+        content = zlib.crc32(repr([sorted(row.items()) if isinstance(row, dict) else row for row in rows]).encode())
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(content * 2**31 + self.seed % 2**31)
+            return self.collate(rows)
+
+
 class _Steps(Dataset):
     """Stands in for the task data where there is no task: as many empty examples as the path's steps take."""
 
@@ -409,8 +447,8 @@ class _Steps(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> int:
-        return index
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"step": index}
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

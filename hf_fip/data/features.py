@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,32 +155,41 @@ def _describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return json.dumps([settings, vocabulary], sort_keys=True, default=str)
 
 
-def digest(dataset: Dataset) -> str:
+def digest(dataset: Any) -> str:
     """
     A short name for a data set's content, equal between processes and machines.
 
     Args:
-        dataset (`datasets.Dataset`): any, with or without a format.
+        dataset (`datasets.Dataset` or `torch.utils.data.Dataset`): with a length and rows by number; a
+            `datasets.Dataset`'s format plays no part.
 
     Returns:
         `str`: 16 hexadecimal digits, from its length, its column names and up to 16 evenly spaced rows.
     """
-    dataset = dataset.with_format(None)
-    state = hashlib.sha256(json.dumps([len(dataset), dataset.column_names]).encode())
-    for index in np.unique(np.linspace(0, len(dataset) - 1, 16).round().astype(int)) if len(dataset) else []:
+    if isinstance(dataset, Dataset):
+        dataset = dataset.with_format(None)
+    state, length = hashlib.sha256(), len(dataset)
+    _update(state, [length, getattr(dataset, "column_names", None)])
+    for index in np.unique(np.linspace(0, length - 1, 16).round().astype(int)) if length else []:
         _update(state, dataset[int(index)])
     return state.hexdigest()[:16]
 
 
 def _update(state: Any, value: Any) -> None:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         for key in sorted(value):
             state.update(key.encode())
             _update(state, value[key])
-    elif hasattr(value, "getpixel"):
-        # Pixels, not the file: encoders differ between versions.
-        state.update(f"{value.mode}{value.size}".encode() + value.tobytes())
+    elif isinstance(value, torch.Tensor):
+        _update(state, value.detach().cpu().double().numpy())
+    elif isinstance(value, np.ndarray) or hasattr(value, "getpixel"):
+        # An image's pixels, not its file: encoders differ between versions.
+        array = np.asarray(value)
+        state.update(f"{array.shape}{array.dtype}".encode() + array.tobytes())
     elif isinstance(value, bytes):
         state.update(value)
+    elif isinstance(value, tuple) or (isinstance(value, list) and any(hasattr(item, "shape") for item in value)):
+        for item in value:
+            _update(state, item)
     else:
         state.update(json.dumps(value, default=str).encode())

@@ -2,13 +2,9 @@ import re
 from pathlib import Path
 
 from datasets import Dataset, load_dataset_builder
-from datasets.exceptions import (
-    DataFilesNotFoundError,
-    DatasetGenerationError,
-    DatasetNotFoundError,
-    DatasetsError,
-)
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
+from pyarrow import ArrowException
 
 from ..errors import InputError
 from .embedded import embedded_dataset
@@ -122,7 +118,7 @@ def _load(spec: str, source: str, config: str | None, split: str, data_files: di
             f"dataset={spec!r} cannot be had from the Hub ({_one_line(error)}): give --set data_root=FOLDER with a "
             f"local copy, or a local folder as the data set."
         ) from error
-    except (DataFilesNotFoundError, DatasetsError) as error:
+    except (FileNotFoundError, DatasetsError, ArrowException) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         # A full disk or a cache that cannot be written is not the data's fault.
         if isinstance(cause, OSError) and cause.errno is not None:

@@ -134,13 +134,6 @@ class Anchors:
         seed: int = 0,
         name: str = "anchor_dataset",
     ):
-        if not hasattr(dataset, "__len__"):
-            raise InputError(
-                f"{name}: a {type(dataset).__name__} has no length; anchors are a finite set, so pass a map-style "
-                "data set (of a stream: `Dataset.from_list(list(stream.take(2000)))`)"
-            )
-        if len(dataset) == 0:
-            raise InputError(f"{name} is empty; pass the inputs on which the function has to be kept")
         self.name = name
         self.padding = {"labels": IGNORED_LABEL, **(padding or {})}
         examples = list(_collate_each(dataset, collate, seed))
@@ -283,7 +276,8 @@ def _collate_each(dataset: Sequence[Any], collate: Callable[[list[Any]], Inputs]
         for index in range(len(dataset)):
             random.seed(f"{seed}-{index}")
             np.random.seed([seed % 2**32, index])
-            torch.manual_seed(random.getrandbits(63))
+            # Not torch.manual_seed, which would also seed the GPUs.
+            torch.default_generator.manual_seed(random.getrandbits(63))
             batch = collate([dataset[index]])
             yield {key: value[0] for key, value in batch.items() if isinstance(value, Tensor)}
 

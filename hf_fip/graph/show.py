@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from dataclasses import asdict
 from typing import Any
 
@@ -32,8 +31,7 @@ def plain_text(value: Any) -> str:
         `str`: one line without terminal escapes, control, formatting (such as right-to-left) or unassigned characters.
     """
     text = _ESCAPES.sub("", str(value)[: 10 * _MAX_TEXT])
-    text = "".join(" " if c in "\t\r\n\v\f\u2028\u2029" else c for c in text)
-    text = "".join(c for c in text if not unicodedata.category(c).startswith("C"))
+    text = "".join(c if c.isprintable() else " " if c.isspace() else "" for c in text)
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 

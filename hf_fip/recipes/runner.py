@@ -64,7 +64,7 @@ def run(recipe: Recipe, output_dir: str | os.PathLike[str] | None = None) -> dic
         recipe = _settle_recipe(recipe, folder)
         graph = ModelGraph(folder / "graph")
         plan = recipe.plan()
-        logger.info(f"1/{len(plan) + 1} base: {recipe.model} learns {recipe.base_task.name}")
+        logger.info(f"[1/{len(plan) + 1}] base: {recipe.model} learns {recipe.base_task.name}")
         base = operators.begin_graph(
             graph,
             model=recipe.model,
@@ -75,8 +75,8 @@ def run(recipe: Recipe, output_dir: str | os.PathLike[str] | None = None) -> dic
             max_length=recipe.max_length,
         )
         for number, (branch, steps) in enumerate(plan.items(), start=2):
-            tasks = ", ".join(step.task for step in steps)
-            logger.info(f"{number}/{len(plan) + 1} {branch}: from {base.id}, {tasks} by {steps[-1].method}")
+            tasks = ", then ".join(step.task for step in steps)
+            logger.info(f"[{number}/{len(plan) + 1}] {branch}: {base.id} learns {tasks}")
             _travel(base, branch, steps, recipe)
         graph.refresh()
         report = _write_report(graph, folder, recipe) if recipe.report else None
@@ -110,7 +110,7 @@ def _travel(base: Node, branch: str, steps: tuple[Step, ...], recipe: Recipe) ->
 def _write_report(graph: ModelGraph, folder: Path, recipe: Recipe) -> Path | None:
     from ..report import MissingExtraError, write_report
 
-    logger.info("report")
+    logger.info(f"writing {folder / REPORT_FILE}")
     try:
         return write_report(graph, folder / REPORT_FILE, recipe=recipe.to_yaml())
     except MissingExtraError as error:

@@ -112,9 +112,11 @@ def asked_distance(node: Node) -> float | None:
 
 def verdict(node: Node) -> Verdict:
     """Whether the node keeps its forgetting budget on the anchors, and whether held-out inputs certify it."""
-    asked = [record for record in budget_records(node) if record.asked is not None]
+    records = budget_records(node)
+    asked = [record for record in records if record.asked is not None]
     if not asked:
-        return Verdict("none", "no budget")
+        # Where nothing was asked, the number people understand is told for comparison.
+        return Verdict("none", "no budget", "; ".join(_sentence(r) for r in records if r.kind == "disagreement"))
     detail = "; ".join(_sentence(record) for record in asked)
     if any(record.kept is False for record in asked):
         return Verdict("exceeded", "exceeded", detail)
@@ -124,13 +126,15 @@ def verdict(node: Node) -> Verdict:
 
 
 def _sentence(record: BudgetRecord) -> str:
-    text = f"{KINDS[record.kind]}: asked {record.text(record.asked)}"
+    parts = []
+    if record.asked is not None:
+        parts.append(f"asked {record.text(record.asked)}")
     if record.anchors is not None:
-        text += f", {record.text(record.anchors)} on the anchors"
+        parts.append(f"{record.text(record.anchors)} on the anchors")
     if record.held_out is not None:
-        text += f", {record.text(record.held_out)} held out"
-    if record.interval is not None:
-        text += f" ({record.text(record.interval[0])} to {record.text(record.interval[1])})"
-    if not record.certified and record.inputs_needed:
-        text += f"; {record.inputs_needed:,} inputs would do to certify it"
-    return text
+        interval = [record.text(end) for end in record.interval or ()]
+        parts.append(f"{record.text(record.held_out)} held out" + (f" ({' to '.join(interval)})" if interval else ""))
+    needed = ""
+    if record.certified is False and record.inputs_needed:
+        needed = f"; {record.inputs_needed:,} held-out inputs would do to certify it"
+    return f"{KINDS[record.kind]}: {', '.join(parts)}{needed}"

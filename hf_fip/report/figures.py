@@ -15,7 +15,9 @@ from hf_fip.report.layout import (
     Branch,
     branches,
     chains,
-    distances_are_shares,
+    distance_is_share,
+    distance_kind,
+    distance_kinds,
     functional_distance,
     headline_metrics,
     is_share,
@@ -70,12 +72,11 @@ def _metric_panel(graph: ModelGraph, name: str) -> Panel:
     return Panel(name.replace("/", " · "), value, axis)
 
 
-def _distance_panel(graph: ModelGraph) -> Panel | None:
-    drifts = [drift for node in graph.nodes.values() if (drift := functional_distance(node))]
-    if not drifts:
-        return None
-    shares = distances_are_shares(graph)
-    budgets = {asked for node in graph.nodes.values() if (asked := asked_distance(node)) is not None}
+def _distance_panel(graph: ModelGraph, kind: str, named: bool) -> Panel:
+    nodes = [node for node in graph.nodes.values() if distance_kind(node) == kind]
+    drifts = [drift for node in nodes if (drift := functional_distance(node))]
+    shares = all(distance_is_share(node) for node in nodes)
+    budgets = {asked for node in nodes if (asked := asked_distance(node)) is not None}
     lines = {f"budget {percent(budget) if shares else plain(budget)}": budget for budget in sorted(budgets)}
     every = [*drifts, *budgets]
     logarithmic = max(every) > LOGARITHMIC_RATIO * min(every)
@@ -83,17 +84,19 @@ def _distance_panel(graph: ModelGraph) -> Panel | None:
     axis |= {"type": "log", "dtick": 1} if logarithmic else {"rangemode": "tozero", "nticks": 6}
 
     def value(node: Node) -> float | None:
-        distance = functional_distance(node) if node.parent else 0.0
-        return None if logarithmic and not distance else distance
+        distance = 0.0 if node.id == graph.root.id else functional_distance(node)
+        drawn = distance_kind(node) == kind or node.id == graph.root.id
+        return None if not drawn or logarithmic and not distance else distance
 
-    return Panel("functional distance to the root" + logarithmic * " · log scale", value, axis, lines)
+    name = f"{kind} distance to the root" if named else "functional distance to the root"
+    return Panel(name + logarithmic * " · log scale", value, axis, lines)
 
 
 def panels(graph: ModelGraph) -> list[Panel]:
-    """The panels of [`paths`]: a task each, then the functional distance; empty if nothing was measured."""
-    found = [_metric_panel(graph, name) for name in headline_metrics(graph)]
-    distance = _distance_panel(graph)
-    return [*found, distance] if distance else found
+    """The panels of [`paths`]: one for each task, then one for each functional distance that was measured."""
+    kinds = distance_kinds(graph)
+    metrics = [_metric_panel(graph, name) for name in headline_metrics(graph)]
+    return metrics + [_distance_panel(graph, kind, named=len(kinds) > 1) for kind in kinds]
 
 
 def _line(graph: ModelGraph, branch: Branch, value: Callable[[Node], Any], steps: dict[str, int]) -> dict[str, list]:
@@ -121,7 +124,8 @@ def _branch_style(branch: Branch) -> dict[str, Any]:
         "legendgroup": branch.name,
         "mode": "lines+markers",
         "line": {"color": branch.color, "width": 2, "dash": branch.dash},
-        "marker": {"size": 7, "color": branch.color},
+        "legendrank": branch.rank,
+        "marker": {"size": 7 if branch.ids[1:] else 9, "color": branch.color},
         "hoverinfo": "text",
     }
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_fip.report.layout import branches, percent
+from hf_fip.report.budget import KINDS
+from hf_fip.report.layout import branches, number, percent
 
 
 if TYPE_CHECKING:
     from hf_fip.graph import ModelGraph
 
-LABEL_SPACES = {
+LABEL_POLICIES = {
     "append": "appended: each task has its own output nodes, and no task id is given",
     "shared": "shared: all tasks use the same output nodes",
 }
@@ -32,10 +33,6 @@ def title_and_description(graph: ModelGraph, recipe: str | None) -> tuple[str, s
     return str(name or "Model graph"), str(data.get("description") or "")
 
 
-def _distinct(values: Iterable[Any]) -> list[str]:
-    return list(dict.fromkeys(str(value) for value in values if value not in (None, "")))
-
-
 def _words(value: Any) -> str:
     """A JSON value as a person would write it down."""
     if isinstance(value, Mapping):
@@ -52,21 +49,47 @@ def _task_words(task: Any) -> str:
     if not isinstance(task, Mapping):
         return str(task)
     name, dataset = str(task.get("name") or ""), str(task.get("dataset") or "")
-    return f"{name} ({dataset})" if name and dataset and name != dataset else name or dataset
+    source = [dataset] if dataset != name else []
+    if isinstance(task.get("classes"), list):
+        source.append(f"classes {_words(task['classes'])}")
+    return f"{name} ({', '.join(source)})" if source else name
 
 
-def _asked_words(report: Any) -> str | None:
+def _label_words(protocol: Mapping[str, Any]) -> str:
+    policy = protocol.get("label_policy") or protocol.get("label_space")
+    return LABEL_POLICIES.get(policy, policy) if isinstance(policy, str) else ""
+
+
+def _anchor_words(protocol: Mapping[str, Any]) -> str:
+    anchors = protocol.get("anchors")
+    if not isinstance(anchors, Mapping) or not isinstance(anchors.get("number"), int):
+        return _words(anchors or "")
+    text = f"{anchors['number']:,} inputs"
+    if isinstance(anchors.get("tasks"), list):
+        text += f" of {_words(anchors['tasks'])}"
+    if isinstance(anchors.get("labels_used"), bool):
+        text += " with their labels" if anchors["labels_used"] else " without labels"
+    if isinstance(anchors.get("held_out"), int):
+        text += f", {anchors['held_out']:,} more held out"
+    return text
+
+
+def _budget_words(protocol: Mapping[str, Any]) -> str:
+    report = protocol.get("budget")
     asked = report.get("asked") if isinstance(report, Mapping) else None
-    if not isinstance(asked, Mapping):
-        return None
-    words = {"distance": "functional distance at most {}", "disagreement": "changed predictions at most {}"}
-    parts = [
-        text.format(percent(float(value)))
-        for kind, text in words.items()
-        for value in (asked.get(kind), asked.get(f"{kind}_budget"))
-        if isinstance(value, (int, float))
-    ]
-    return ", ".join(parts) or None
+    limits = {kind: number(asked.get(kind)) for kind in KINDS} if isinstance(asked, Mapping) else {}
+    return ", ".join(f"{KINDS[kind]} at most {percent(limit)}" for kind, limit in limits.items() if limit is not None)
+
+
+def _by_branch(graph: ModelGraph, words: Callable[[Mapping[str, Any]], str]) -> str:
+    """What `words` says of the branches' last nodes; where it differs, with the branches it holds for."""
+    said: dict[str, list[str]] = {}
+    for branch, node_id in graph.endpoints.items():
+        if text := words(graph.nodes[node_id].protocol):
+            said.setdefault(text, []).append(branch)
+    if len(said) == 1:
+        return next(iter(said))
+    return "; ".join(f"{_words(names)}: {text}" for text, names in said.items())
 
 
 def facts(graph: ModelGraph) -> list[tuple[str, str]]:
@@ -74,18 +97,19 @@ def facts(graph: ModelGraph) -> list[tuple[str, str]]:
     nodes = list(graph.nodes.values())
     if not nodes:
         return [("Nodes", "none yet")]
-    protocols = [node.protocol for node in nodes]
-    days = sorted({node.created[:10] for node in nodes})
-    tasks = [task for protocol in protocols if isinstance(listed := protocol.get("tasks"), list) for task in listed]
-    spaces = _distinct(protocol.get("label_space") for protocol in protocols)
+    days = sorted({node.created[:10] for node in nodes if node.created}) or ["unknown"]
+    listed = [node.protocol.get("tasks") for node in nodes]
+    tasks = dict.fromkeys(_task_words(task) for some in listed if isinstance(some, list) for task in some)
+    seeds = dict.fromkeys(str(node.protocol["seed"]) for node in nodes if "seed" in node.protocol)
+    names = list(branches(graph))
     found = [
-        ("Nodes", f"{len(nodes):,} on {len(branches(graph))} branches: {', '.join(branches(graph))}"),
+        ("Nodes", f"{len(nodes):,} on {len(names):,} {'branch' if len(names) == 1 else 'branches'}: {_words(names)}"),
         ("Made", f"{days[0]} to {days[-1]} (UTC)" if len(days) > 1 else f"{days[0]} (UTC)"),
-        ("Tasks", " → ".join(_distinct(_task_words(task) for task in tasks))),
-        ("Labels", "; ".join(LABEL_SPACES.get(space, space) for space in spaces)),
-        ("Anchors", "; ".join(_distinct(_words(protocol.get("anchors") or "") for protocol in protocols))),
-        ("Budget", "; ".join(_distinct(_asked_words(protocol.get("budget")) for protocol in protocols))),
-        ("Seed", ", ".join(_distinct(protocol.get("seed") for protocol in protocols))),
+        ("Tasks", " → ".join(tasks)),
+        ("Labels", _by_branch(graph, _label_words)),
+        ("Anchors", _by_branch(graph, _anchor_words)),
+        ("Budget", _by_branch(graph, _budget_words)),
+        ("Seed", _words(list(seeds))),
     ]
     return [(term, text) for term, text in found if text]
 

@@ -28,12 +28,14 @@ class Branch:
         ids (`list[str]`): Its nodes, in the order they were made.
         color (`str`): Its colour in every picture.
         dash (`str`): Its line style, which tells branches apart once the colours run out.
+        rank (`int`): Its place among the branches.
     """
 
     name: str
     ids: list[str]
     color: str
     dash: str
+    rank: int
 
 
 def branches(graph: ModelGraph) -> dict[str, Branch]:
@@ -45,9 +47,9 @@ def branches(graph: ModelGraph) -> dict[str, Branch]:
     coloured = sorted((name for name in members if name != root), key=lambda name: name != "fip")
     result = {}
     for name, ids in members.items():
-        rank = 0 if name == root else coloured.index(name)
-        color = ROOT_COLOR if name == root else PALETTE[rank % len(PALETTE)]
-        result[name] = Branch(name, ids, color, DASHES[rank // len(PALETTE) % len(DASHES)])
+        place = 0 if name == root else coloured.index(name)
+        color = ROOT_COLOR if name == root else PALETTE[place % len(PALETTE)]
+        result[name] = Branch(name, ids, color, DASHES[place // len(PALETTE) % len(DASHES)], len(result))
     return result
 
 
@@ -70,45 +72,36 @@ def chains(graph: ModelGraph, branch: Branch) -> list[list[str]]:
 
 
 def steps_from_root(graph: ModelGraph) -> dict[str, int]:
-    """Optimizer steps from the root to each node: `Node.step` counts from the beginning of the node's branch."""
+    """
+    Optimizer steps from the root to each node. `Node.step` counts from where the node's operator began; a branch may
+    be the work of several, one after the other.
+    """
     steps: dict[str, int] = {}
     for node in graph.nodes.values():
         parent = graph.nodes.get(node.parent or "")
         if parent is None:
             steps[node.id] = node.step
         else:
-            continued = parent.name == node.name and node.step >= parent.step
+            continued = (parent.name, parent.parameters) == (node.name, node.parameters) and node.step >= parent.step
             steps[node.id] = steps[parent.id] + node.step - (parent.step if continued else 0)
     return steps
 
 
-def lanes(graph: ModelGraph) -> dict[str, float]:
-    """
-    Vertical position of each branch in the lineage picture. A branch of one node with branches growing from it stands
-    in their middle; every other branch has a lane of its own, next to the branch it grew from.
-    """
+def lanes(graph: ModelGraph) -> dict[str, int]:
+    """Each branch's lane in the lineage picture, from the top: a branch is followed by those that grew from it."""
     drawn = branches(graph)
     children: dict[str, list[str]] = {name: [] for name in drawn}
-    tops = []
+    waiting = []
     for name, branch in drawn.items():
         parent = graph.nodes.get(graph.nodes[branch.ids[0]].parent or "")
-        children[parent.name].append(name) if parent and parent.name != name else tops.append(name)
-    position: dict[str, float] = {}
+        (waiting if parent is None else children[parent.name]).append(name)
     order: list[str] = []
-    waiting = [(name, False) for name in reversed(tops)]
+    waiting.reverse()
     while waiting:
-        name, children_placed = waiting.pop()
-        between = len(drawn[name].ids) == 1 and children[name]
-        if children_placed:
-            position[name] = sum(position[child] for child in children[name]) / len(children[name])
-            continue
-        if between:
-            waiting.append((name, True))
-        else:
-            position[name] = float(len(order))
-            order.append(name)
-        waiting.extend((child, False) for child in reversed(children[name]))
-    return position
+        name = waiting.pop()
+        order.append(name)
+        waiting.extend(reversed(children[name]))
+    return {name: lane for lane, name in enumerate(order)}
 
 
 def metric_names(graph: ModelGraph) -> list[str]:
@@ -165,12 +158,18 @@ def distance_is_share(node: Node) -> bool:
     return str(node.functional_distance.get("unit") or "").startswith("share")
 
 
-def distances_are_shares(graph: ModelGraph) -> bool:
-    """Whether all functional distances of the graph are shares of the outputs' variance."""
-    measured = [node for node in graph.nodes.values() if functional_distance(node)]
-    return bool(measured) and all(distance_is_share(node) for node in measured)
+def distance_kinds(graph: ModelGraph) -> list[str]:
+    """The functional distances that nodes were measured by; values of different kinds cannot be compared."""
+    return list(dict.fromkeys(distance_kind(node) for node in graph.nodes.values() if functional_distance(node)))
+
+
+def distance_kind(node: Node) -> str:
+    """The name of the node's functional distance: `"l2"`, `"kl"`, …."""
+    return str(node.functional_distance.get("name") or "")
 
 
 def distance_text(node: Node, value: float | None) -> str:
-    """A functional distance in the node's unit."""
-    return percent(value) if distance_is_share(node) else plain(value)
+    """A functional distance in the node's unit; more than ten times the outputs' variance is told as a multiple."""
+    if value is not None and distance_is_share(node):
+        return percent(value) if value < 10 else f"{value:,.0f}×"
+    return plain(value)

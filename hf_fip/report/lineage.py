@@ -9,8 +9,10 @@ from plotly.colors import sample_colorscale
 
 from hf_fip.report.layout import (
     branches,
+    distance_is_share,
+    distance_kind,
+    distance_kinds,
     distance_text,
-    distances_are_shares,
     functional_distance,
     is_share,
     lanes,
@@ -25,30 +27,34 @@ from hf_fip.report.style import BOTTOM_MARGIN, LABEL_LENGTH, MUTED, TOP_MARGIN, 
 if TYPE_CHECKING:
     from hf_fip.graph import Edge, ModelGraph, Node
 
-NOT_MEASURED = "rgba(128, 134, 144, 0.4)"
+NOT_MEASURED = "#808590"
 SCALE = "Viridis"
-COLOR_BAR_HEIGHT = 56
+COLOR_BAR_HEIGHT = 36
 
 
 def _colorings(graph: ModelGraph) -> dict[str, tuple[list[float | None], str]]:
     """Everything a node can be coloured by: label -> (value per node, format of the colour bar)."""
     nodes = list(graph.nodes.values())
-    share = ".0%" if distances_are_shares(graph) else ""
     found = {
         name: ([number(node.metrics.get(name)) for node in nodes], ".0%" if is_share(name) else "")
         for name in metric_names(graph)
     }
-    found["functional distance to the root"] = ([functional_distance(node) for node in nodes], share)
+    kinds = distance_kinds(graph)
+    for kind in kinds:
+        values = [functional_distance(node) if distance_kind(node) == kind else None for node in nodes]
+        shares = all(distance_is_share(node) for node in nodes if distance_kind(node) == kind)
+        label = f"{kind} distance to the root" if len(kinds) > 1 else "functional distance to the root"
+        found[label] = (values, "~%" if shares else "")
     found["Euclidean distance to the root"] = ([number(node.euclidean_distance.get("root")) for node in nodes], "")
-    found["sparsity"] = ([number(node.sparsity) for node in nodes], ".0%")
+    found["sparsity"] = ([number(node.sparsity) for node in nodes], "~%")
     return {name: entry for name, entry in found.items() if len(set(entry[0]) - {None}) > 1}
 
 
 def _node_colors(values: list[float | None]) -> tuple[list[str], float, float]:
     measured = [value for value in values if value is not None]
     low, high = min(measured), max(measured)
-    positions = [None if value is None else (value - low) / (high - low) for value in values]
-    return [NOT_MEASURED if p is None else sample_colorscale(SCALE, [p])[0] for p in positions], low, high
+    sampled = iter(sample_colorscale(SCALE, [(value - low) / (high - low) for value in measured]))
+    return [NOT_MEASURED if value is None else next(sampled) for value in values], low, high
 
 
 def _edge_groups(lengths: list[float | None]) -> list[int]:
@@ -60,7 +66,7 @@ def _edge_groups(lengths: list[float | None]) -> list[int]:
     return [0 if length is None else round(4 * (length - low) / span) for length in lengths]
 
 
-def _edge_traces(graph: ModelGraph, place: dict[str, tuple[float, float]]) -> dict[str, list[go.Scatter]]:
+def _edge_traces(graph: ModelGraph, place: dict[str, tuple[int, int]]) -> dict[str, list[go.Scatter]]:
     """The edges as lines, once for each way to choose their width; only the first is visible."""
     lengths: dict[str, list[float | None]] = {
         "Equal": [None for _ in graph.edges],
@@ -79,7 +85,7 @@ def _edge_traces(graph: ModelGraph, place: dict[str, tuple[float, float]]) -> di
                 x=[x for source, target in ends for x in (source[0], target[0], None)],
                 y=[y for source, target in ends for y in (source[1], target[1], None)],
                 mode="lines",
-                line={"color": MUTED, "width": 1.5 if mode == "Equal" else 1 + 2 * group},
+                line={"color": MUTED, "width": 1.5 if mode == "Equal" else 1 + 1.5 * group},
                 hoverinfo="skip",
                 visible=mode == "Equal",
             )
@@ -87,7 +93,7 @@ def _edge_traces(graph: ModelGraph, place: dict[str, tuple[float, float]]) -> di
     return traces
 
 
-def _edge_names(graph: ModelGraph, place: dict[str, tuple[float, float]]) -> go.Scatter:
+def _edge_names(graph: ModelGraph, place: dict[str, tuple[int, int]]) -> go.Scatter:
     """Invisible points in the middle of the edges, for the pointer to find."""
 
     def describe_edge(edge: Edge) -> str:
@@ -116,7 +122,7 @@ def _color_options(graph: ModelGraph, by_branch: list[str], trace: int, plot_hei
     for name, (values, bar_format) in _colorings(graph).items():
         colors, low, high = _node_colors(values)
         scale = {"marker.showscale": True, "marker.cmin": low, "marker.cmax": high}
-        scale |= {"marker.colorbar.title.text": shown(name), "marker.colorbar.tickformat": bar_format}
+        scale["marker.colorbar.tickformat"] = bar_format
         updates = [[{"marker.color": [colors]}, [trace]], [scale, [trace + 1]]]
         options.append({"label": name, "updates": updates, "layout": bottom})
     return options
@@ -129,7 +135,7 @@ def lineage(graph: ModelGraph) -> go.Figure:
     """
     drawn, steps, lane = branches(graph), steps_from_root(graph), lanes(graph)
     nodes: list[Node] = list(graph.nodes.values())
-    place = {node.id: (float(steps[node.id]), lane[node.name]) for node in nodes}
+    place = {node.id: (steps[node.id], lane[node.name]) for node in nodes}
     edges = _edge_traces(graph, place)
     edge_traces = [trace for traces in edges.values() for trace in traces]
     by_branch = [drawn[node.name].color for node in nodes]
@@ -144,7 +150,7 @@ def lineage(graph: ModelGraph) -> go.Figure:
         hoverinfo="text",
     )
     bar = {"orientation": "h", "yref": "container", "y": 0.02, "yanchor": "bottom", "thickness": 9, "len": 0.9}
-    bar |= {"outlinewidth": 0, "title_side": "top"}
+    bar["outlinewidth"] = 0
     figure.add_scatter(
         x=[None],
         y=[None],
@@ -152,7 +158,7 @@ def lineage(graph: ModelGraph) -> go.Figure:
         marker={"color": [0], "colorscale": SCALE, "showscale": False, "cmin": 0, "cmax": 1, "colorbar": bar},
         hoverinfo="skip",
     )
-    bottom_lane, last_step = max(lane.values(), default=0.0), max(steps.values(), default=0)
+    bottom_lane, last_step = max(lane.values(), default=0), max(steps.values(), default=0)
     plot_height = int(min(800, 40 + 48 * (bottom_lane + 1)))
     modes = [mode for mode, traces in edges.items() for _ in traces]
     widths = [

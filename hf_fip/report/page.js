@@ -38,7 +38,14 @@ async function draw(plot) {
       if (option.layout) await Plotly.relayout(plot, option.layout);
     });
   });
-  plot.dataset.drawn = "true";
+  plot.parentElement.querySelectorAll(".legend button").forEach((button) => {
+    button.addEventListener("click", () => {
+      const visible = button.getAttribute("aria-pressed") === "false";
+      button.setAttribute("aria-pressed", visible);
+      const traces = figure.data.flatMap((trace, index) => (trace.legendgroup === button.dataset.group ? [index] : []));
+      Plotly.restyle(plot, { visible }, traces);
+    });
+  });
 }
 
 function key(row, column) {

@@ -64,6 +64,7 @@ def render(graph: ModelGraph, sections: Sequence[Section], recipe: str | None = 
     from plotly.offline import get_plotlyjs
 
     from hf_fip.report.header import facts, title_and_description, versions
+    from hf_fip.report.style import legend, without_legend
 
     files = {name: resources.files("hf_fip.report").joinpath(name).read_text("utf-8") for name in _PAGE_FILES}
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(files["page.html"])
@@ -79,6 +80,8 @@ def render(graph: ModelGraph, sections: Sequence[Section], recipe: str | None = 
         css=Markup(files["page.css"]),
         js=Markup(script_text(files["page.js"])),
         plotly_js=Markup(script_text(get_plotlyjs())),
+        legend=legend,
+        without_legend=without_legend,
         figure_json=lambda figure: Markup(script_json(figure.to_json())),
     )
 
@@ -137,25 +140,24 @@ def save_pictures(graph: ModelGraph, folder: str | Path, formats: Sequence[str] 
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, make in FIGURES.items() if len(graph) else ():
-        figure = make(graph)
-        if figure is None:
-            continue
+    drawn = {name: figure for name, make in FIGURES.items() if len(graph) and (figure := make(graph)) is not None}
+    for figure in drawn.values():
         figure.update_layout(paper_bgcolor="white", plot_bgcolor="white")
-        for kind in formats:
-            file = folder / f"{name}.{kind}"
-            _write_image(figure, file)
-            written.append(file)
-    return written
+    files = {folder / f"{name}.{kind}": figure for name, figure in drawn.items() for kind in formats}
+    _write_images(list(files.values()), list(files))
+    return list(files)
 
 
-def _write_image(figure: Any, file: Path) -> None:
-    from kaleido.errors import ChromeNotFoundError
+def _write_images(drawn: list[Any], files: list[Path]) -> None:
+    from plotly.io import write_images
 
+    from hf_fip.report.style import PICTURE_WIDTH
+
+    if not files:
+        return
     try:
-        figure.write_image(file, width=960, scale=2)
-    except (ChromeNotFoundError, RuntimeError) as error:
+        write_images(drawn, files, width=PICTURE_WIDTH, scale=2)
+    except RuntimeError as error:
         if "chrome" not in str(error).lower():
             raise
         raise MissingExtraError(

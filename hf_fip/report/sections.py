@@ -16,8 +16,10 @@ from hf_fip.report import figures
 from hf_fip.report.budget import KINDS, budget_records, verdict
 from hf_fip.report.layout import (
     branches,
+    distance_is_share,
+    distance_kind,
+    distance_kinds,
     distance_text,
-    distances_are_shares,
     functional_distance,
     headline_metrics,
     is_share,
@@ -33,7 +35,7 @@ from hf_fip.report.layout import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from hf_fip.graph import ModelGraph
+    from hf_fip.graph import ModelGraph, Node
 
 
 DISTANCE_COLUMN = "functional distance"
@@ -100,6 +102,12 @@ def _numeric(text: str, value: float | None) -> Cell:
     return Cell(text, sort=value, numeric=True)
 
 
+def _unit(node: Node) -> str:
+    name, unit = distance_kind(node), node.functional_distance.get("unit")
+    meaning = "share of the variance of the outputs" if distance_is_share(node) else str(unit or "")
+    return f"{name}, {meaning}" if name and meaning else name or meaning
+
+
 def summary(graph: ModelGraph) -> Section | None:
     """The last node of each branch: accuracies, their mean, functional distance, and what became of the budget."""
     if not len(graph):
@@ -121,19 +129,18 @@ def summary(graph: ModelGraph) -> Section | None:
             mean = None if None in values else sum(values) / len(values)
             row.append(_numeric(percent(mean), mean))
         distance = functional_distance(node)
-        row.append(_numeric(distance_text(node, distance), distance))
+        unit = "" if distance is None or len(distance_kinds(graph)) < 2 else _unit(node)
+        row.append(Cell(distance_text(node, distance), sort=distance, numeric=True, detail=unit))
         if with_budget:
             found = verdict(node)
             row.append(Cell(found.label, status=found.status, detail=found.detail))
         rows.append(row)
         ids.append(node_id)
     kind = "Accuracy of" if any(name.endswith("/accuracy") for name in names) else "Metrics of"
-    return Section(
-        "summary",
-        "Summary",
-        f"{kind} the last node of each branch, and its distance to the root.",
-        table=Table(columns, rows, ids),
-    )
+    text = f"{kind} the last node of each branch, and its distance to the root."
+    methods = {branch: graph.nodes[node_id].protocol.get("method") for branch, node_id in graph.endpoints.items()}
+    notes = [f"{branch}: {method}" for branch, method in methods.items() if isinstance(method, str)]
+    return Section("summary", "Summary", text, table=Table(columns, rows, ids), notes=notes)
 
 
 def lineage(graph: ModelGraph) -> Section | None:
@@ -149,7 +156,8 @@ def paths(graph: ModelGraph) -> Section | None:
     figure = figures.paths(graph) if len(graph) else None
     if figure is None:
         return None
-    notes = ["Distances are shares of the variance of the outputs."] if distances_are_shares(graph) else []
+    units = [f"Functional distance: {_unit(node)}." for node in graph.nodes.values() if functional_distance(node)]
+    notes = list(dict.fromkeys(units))
     text = "What each branch has learned, and how far it has moved from the root's function on the anchors."
     return Section("paths", "Along the paths", text, figure=figure, notes=notes)
 

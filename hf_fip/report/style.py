@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -20,7 +21,8 @@ LABEL_LENGTH = 18
 LEFT_MARGIN = 56
 TOP_MARGIN = 12
 BOTTOM_MARGIN = 48
-LEGEND_HEIGHT = 28
+LEGEND_ROW = 19
+PICTURE_WIDTH = 960
 
 
 def shown(text: Any, length: int | None = None) -> str:
@@ -41,7 +43,9 @@ def styled(figure: go.Figure, plot_height: int, legend_above: int | None = None,
         legend_above (`int`, *optional*): Space between the plotting area and a legend above it; `None`: no legend.
         layout: Further fields of the layout.
     """
-    top = TOP_MARGIN if legend_above is None else legend_above + LEGEND_HEIGHT
+    names = [trace.name or "" for trace in figure.data if trace.showlegend is not False]
+    legend_rows = math.ceil(sum(48 + 7 * len(name) for name in names) / PICTURE_WIDTH)
+    top = TOP_MARGIN if legend_above is None else legend_above + 9 + LEGEND_ROW * legend_rows
     figure.update_layout(
         template="none",
         height=top + plot_height + BOTTOM_MARGIN,
@@ -60,6 +64,30 @@ def styled(figure: go.Figure, plot_height: int, legend_above: int | None = None,
     figure.update_xaxes(**axis, linecolor=GRID)
     figure.update_yaxes(**axis)
     return figure
+
+
+def legend(figure: go.Figure) -> list[tuple[str, str]]:
+    """The entries of the figure's legend: name of the group of lines, colour."""
+    if not figure.layout.showlegend:
+        return []
+    entries = [trace for trace in figure.data if trace.showlegend is not False]
+    return [(trace.legendgroup, trace.line.color) for trace in sorted(entries, key=lambda trace: trace.legendrank)]
+
+
+def without_legend(figure: go.Figure) -> go.Figure:
+    """A copy of the figure as a page shows it that has a legend of its own."""
+    copy = go.Figure(figure)
+    if figure.layout.showlegend:
+        above = round((figure.layout.legend.y - 1) * plot_height(figure)) + TOP_MARGIN
+        copy.update_layout(
+            showlegend=False, margin_t=above, height=figure.layout.height - figure.layout.margin.t + above
+        )
+    return copy
+
+
+def plot_height(figure: go.Figure) -> int:
+    """Height of the plotting area of a [`styled`] figure, in pixels."""
+    return figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
 
 
 def describe(node: Node, steps: int) -> str:
