@@ -105,7 +105,10 @@ class PathRecorder:
                 f"(root {self.graph.root.id!r}, this model would be {node_id!r}); pass the model that path started "
                 "from, or another graph_dir"
             )
-        if node_id not in self.graph:
+        missing = node_id not in self.graph
+        # Every process has looked before one of them writes.
+        self.trainer.accelerator.wait_for_everyone()
+        if missing:
             self._add(Node(id=node_id, name="base", operator="origin", **self._description()))
         self.last_node = self.graph[node_id]
 

@@ -183,8 +183,9 @@ class Preservation:
 
     def restore(self) -> tuple[Drift | None, dict[str, Any]]:
         """
-        Brings the network back into the budget: optimizer steps on the preserving terms alone, at 0.3 of the learning
-        rate, until the drift on all anchors is allowed again or `restoration_steps` are spent.
+        Brings the network back into the budget: Adam on the preserving terms alone, at 0.3 of the learning rate, until
+        the drift on all anchors is allowed again or `restoration_steps` are spent. The run's own optimizer is left
+        alone: with its moments, which are those of the task, the way back took three times as many steps.
 
         Returns:
             `tuple`: the drift on the anchors afterwards (`None` without anchors) and the record for the node.
@@ -195,11 +196,13 @@ class Preservation:
         if not self.trainer.preserve or not self.args.budget:
             return drift, {}
         before = drift
+        trained = [p for p in self.trainer.model_wrapped.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=RESTORATION_LEARNING_RATE * self.args.learning_rate)
         # Looking at all anchors costs forwards only; look about as often as that is worth a third of the steps.
         interval = max(2, min(20, len(self.anchors) // (4 * self.anchors_per_step)))
         while self.args.budget.exceeded(drift) and steps < self.args.restoration_steps:
             for _ in range(min(interval, self.args.restoration_steps - steps)):
-                self._restoration_step(steps)
+                self._restoration_step(optimizer, steps)
                 steps += 1
             drift = self.drift(self.anchors)
         if exceeded := self.args.budget.exceeded(drift):
@@ -210,27 +213,20 @@ class Preservation:
         record = {"restoration_steps": steps, "cap_hit": exceeded, "before_restoration": before.to_dict()}
         return drift, record
 
-    def _restoration_step(self, number: int) -> None:
+    def _restoration_step(self, optimizer: torch.optim.Optimizer, number: int) -> None:
         trainer, accelerator = self.trainer, self.trainer.accelerator
         step_number = trainer.state.global_step * RESTORATION_STREAM + number
         indices = self.draw(step_number, accelerator.process_index, accelerator.num_processes)
-        model, optimizer = trainer.model_wrapped, trainer.optimizer
         function_mode_(trainer.unwrapped)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        logits = logits_of(model(**trainer.to_device(self.anchors.inputs(indices))))
+        logits = logits_of(trainer.model_wrapped(**trainer.to_device(self.anchors.inputs(indices))))
         share = accelerator.num_processes / self.anchors_per_step
         loss, _ = total_loss(self.terms(), Step(trainer.state.global_step, anchors=self.batch(logits, indices, share)))
-        accelerator.gradient_state._set_sync_gradients(True)
-        accelerator.backward(loss)
+        # Not accelerator.backward: its loss scaling belongs to the run's own optimizer.
+        loss.backward()
         if self.args.max_grad_norm:
-            accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
-        # The schedule may have gone down to zero at the end of the path: the restoration has a rate of its own.
-        for group in optimizer.param_groups:
-            group["lr"] = group.get("initial_lr", self.args.learning_rate) * RESTORATION_LEARNING_RATE
+            torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.args.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
 
     def report(self, drift: Drift | None) -> dict[str, Any]:
         """What a node says about the budget: asked, reached on the anchors, certified or not on held-out inputs."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -267,9 +268,13 @@ class FIPTrainer(Trainer):
     def get_train_dataloader(self):
         """The task's batches, or as many empty ones as the path has steps where there is no task."""
         if self.has_task:
-            loader = super().get_train_dataloader()
-            loader.collate_fn = _SeededByContent(loader.collate_fn, self.data_seed)
-            return loader
+            collate = self.data_collator
+            if self.kind.per_token and not isinstance(collate, DataCollatorWithPadding):
+                self.data_collator = _SeededByContent(collate, self.data_seed)
+            try:
+                return super().get_train_dataloader()
+            finally:
+                self.data_collator = collate
         return self.accelerator.prepare(DataLoader(self.train_dataset, batch_size=self._train_batch_size))
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -432,7 +437,8 @@ class _SeededByContent:
         self.seed = seed
 
     def __call__(self, rows: list) -> Any:
-        content = zlib.crc32(repr([sorted(row.items()) if isinstance(row, dict) else row for row in rows]).encode())
+        tokens = [np.asarray(row["input_ids"]) for row in rows]
+        content = zlib.crc32(np.concatenate(tokens).tobytes())
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(content * 2**31 + self.seed % 2**31)
             return self.collate(rows)

@@ -57,6 +57,10 @@ class ModelGraph:
     Args:
         folder (`str` or `Path`): the graph's folder. What it holds is read; nothing is written before the first `add`.
 
+    Attributes:
+        folder (`Path`): the graph's folder.
+        nodes (`dict[str, Node]`): id to node, in creation order. A node whose parent's folder was removed stays.
+
     Raises:
         `InputError`: the folder is a file, or a node's description is damaged; the message names file and field.
 

@@ -23,16 +23,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     get_linear_schedule_with_warmup,
 )
-from transformers.utils import logging
 
 from ..errors import InputError
-from .word_vectors import count_vectors
+from .initialization import initialize_from_counts_
 
 
-logger = logging.get_logger(__name__)
-
-# Standard deviation of the word vectors that counting gives: large enough for attention to tell words apart at once.
-VECTOR_SCALE = 0.05
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Line breaks of web pages, and the marks of tokenised corpora (WikiText), say nothing.
 _MARKUP = r"<br\s*/?>|<unk>|@-@|@,@|@\.@"
@@ -50,16 +45,17 @@ def pretrain_masked_lm(
     batch_size: int = 16,
     mask_probability: float = 0.2,
     warmup: float = 0.06,
-    vectors_from_counts: bool = True,
+    from_counts: bool = True,
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
     """
     Train a lower-casing WordPiece tokenizer and a BERT by masked language modelling (Devlin et al. 2019) from scratch.
 
-    Made for small models on few cores: the texts are packed into full sequences, so nothing is spent on padding; the
-    output layer sees the masked positions only; word vectors start from co-occurrence counts. A given seed, device and
-    number of threads give the same weights.
+    Made for small models on few cores: sequences of like length share a batch, so next to nothing is spent on padding;
+    the output layer sees the masked positions only; training starts from counts instead of noise. A sequence never
+    holds parts of two documents, which the first token's state, that classifiers read, would suffer from. A given
+    seed, device and number of threads give the same weights.
 
     Args:
         texts (`Sequence[str]`): the documents.
@@ -69,18 +65,19 @@ def pretrain_masked_lm(
         config (`dict`, *optional*): fields of the `BertConfig`, as `hidden_size` and `num_hidden_layers`.
         epochs (`float`, *optional*, defaults to 1): passes over the texts.
         learning_rate (`float`, *optional*, defaults to 2e-3): peak of AdamW's learning rate; linear decay to 0.
-        seq_length (`int`, *optional*, defaults to 128): tokens of a sequence, at most the model's positions.
-        batch_size (`int`, *optional*, defaults to 16): sequences per step.
+        seq_length (`int`, *optional*, defaults to 128): most tokens of a sequence, at most the model's positions.
+        batch_size (`int`, *optional*, defaults to 16): sequences of that length per step; of shorter ones as many more
+            as make the same number of tokens.
         mask_probability (`float`, *optional*, defaults to 0.2): share of the tokens to be predicted, drawn anew for
             each step; of these 80 % become `[MASK]`, 10 % another token.
         warmup (`float`, *optional*, defaults to 0.06): share of the steps in which the learning rate rises.
-        vectors_from_counts (`bool`, *optional*, defaults to `True`): whether word vectors start from
-            [`~hf_fip.models.word_vectors.count_vectors`] instead of noise.
+        from_counts (`bool`, *optional*, defaults to `True`): whether to start from
+            [`~hf_fip.models.initialization.initialize_from_counts_`].
         seed (`int`, *optional*, defaults to 0): seed of everything random.
         progress (`bool`, *optional*, defaults to `True`): whether a bar on standard error shows the progress.
 
     Returns:
-        `Path`: the folder, with a `BertForMaskedLM` in evaluation mode and its tokenizer.
+        `Path`: the folder, with a `BertForMaskedLM` and its tokenizer.
 
     Raises:
         [`~hf_fip.errors.InputError`]: no text, a folder that exists, or sequences longer than the model's positions.
@@ -88,32 +85,31 @@ def pretrain_masked_lm(
     folder = Path(folder)
     if folder.exists():
         raise InputError(f"folder={os.fspath(folder)!r} exists: give one that does not.")
-    texts = [text for text in texts if text and not text.isspace()]
-    if not texts:
-        raise InputError("texts holds no text: give at least one document.")
     bert = BertConfig(**{"max_position_embeddings": 256, **(config or {})})
-    if not 3 < seq_length <= bert.max_position_embeddings:
+    if not 3 <= seq_length <= bert.max_position_embeddings:
         raise InputError(
-            f"seq_length={seq_length}: must be 4 to max_position_embeddings={bert.max_position_embeddings}."
+            f"seq_length={seq_length}: give 3 to max_position_embeddings={bert.max_position_embeddings} tokens."
         )
 
     tokenizer = train_tokenizer(texts, vocab_size, bert.max_position_embeddings)
-    documents = [np.asarray(ids, dtype=np.int64) for ids in _token_ids(tokenizer, texts)]
+    documents = _token_ids(tokenizer, texts)
+    if not documents:
+        raise InputError(f"texts holds {len(texts)} documents without a word: give at least one with text.")
     bert.vocab_size, bert.pad_token_id = len(tokenizer), tokenizer.pad_token_id
     # Dropout slows a model down that sees each text a few times only; the configured rates return for fine-tuning.
     dropout = {name: getattr(bert, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
     for name in dropout:
         setattr(bert, name, 0.0)
-    stream = torch.from_numpy(np.concatenate([np.append(ids, tokenizer.sep_token_id) for ids in documents]))
-    batches = _Batches(stream, tokenizer, min(seq_length, len(stream) + 2), batch_size, mask_probability, seed)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     # The caller's random state stays as it is: whether a model comes from a cache must not change what follows.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # On the CPU plain matrix products are faster for short sequences than the fused attention.
         model = BertForMaskedLM._from_config(bert, attn_implementation="eager" if device.type == "cpu" else "sdpa")
-        _initialise(model, documents, vectors_from_counts, seed)
-        _train(model.to(device), batches, epochs, learning_rate, warmup, progress)
+        if from_counts:
+            initialize_from_counts_(model, documents, seed)
+        plan = _plan(documents, seq_length, batch_size * seq_length, epochs, seed)
+        _train(model.to(device), plan, tokenizer, learning_rate, warmup, mask_probability, progress)
 
     for name, rate in dropout.items():
         setattr(model.config, name, rate)
@@ -187,83 +183,73 @@ def complete_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+def _token_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
     # verbose=False: a document longer than the model's positions is no mistake here, it is cut into sequences.
-    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    ids = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [np.asarray(document, dtype=np.int64) for document in ids if document]
 
 
-@torch.no_grad()
-def _initialise(model: BertForMaskedLM, documents: list[np.ndarray], vectors_from_counts: bool, seed: int):
-    """What counting can tell is written into the weights: word vectors, and word frequencies as the output bias."""
-    vocab_size, size = model.config.vocab_size, model.config.hidden_size
-    frequencies = np.bincount(np.concatenate(documents), minlength=vocab_size) + 1.0
-    model.cls.predictions.bias.copy_(torch.from_numpy(np.log(frequencies / frequencies.sum())))
-    if vectors_from_counts and size < vocab_size:
-        gap = np.full(5, -1)
-        stream = np.concatenate([np.append(ids, gap) for ids in documents])
-        vectors = torch.from_numpy(count_vectors(stream, vocab_size, size, seed=seed))
-        vectors[model.config.pad_token_id] = 0
-        model.get_input_embeddings().weight.copy_(vectors * VECTOR_SCALE)
+def _plan(
+    documents: Sequence[np.ndarray], seq_length: int, tokens: int, epochs: float, seed: int
+) -> list[list[np.ndarray]]:
+    """The batches of all steps, each a list of pieces of documents; longer documents are cut anew in each epoch."""
+    random = np.random.default_rng(seed)
+    passes = [_batches(_cut(documents, seq_length - 2, random), tokens, random) for _ in range(math.ceil(epochs))]
+    batches = list(itertools.chain.from_iterable(passes))
+    return batches[: max(1, round(len(batches) * epochs / len(passes)))]
 
 
-class _Batches:
-    """
-    Masked batches without padding: the documents in a row, cut into sequences at other places in each epoch.
+def _cut(documents: Sequence[np.ndarray], length: int, random: np.random.Generator) -> list[np.ndarray]:
+    pieces = []
+    for document in documents:
+        first = int(random.integers(length // 4, length)) + 1 if len(document) > length else 0
+        bounds = [0, *range(first or length, len(document), length), len(document)]
+        pieces += [document[start:end] for start, end in itertools.pairwise(bounds)]
+    return pieces
 
-    Args:
-        stream (`torch.Tensor` of shape `(tokens,)`): the documents' token ids with a separator after each.
-        tokenizer (`PreTrainedTokenizerFast`): knows the special tokens.
-        seq_length (`int`): tokens of a sequence, two of them special.
-        batch_size (`int`): sequences of a batch.
-        mask_probability (`float`): share of the tokens to be predicted.
-        seed (`int`): seed of cuts, order and masks.
-    """
 
-    def __init__(
-        self,
-        stream: Tensor,
-        tokenizer: PreTrainedTokenizerFast,
-        seq_length: int,
-        batch_size: int,
-        mask_probability: float,
-        seed: int,
-    ):
-        self.stream = stream
-        self.tokenizer = tokenizer
-        self.body = seq_length - 2
-        self.batch_size = batch_size
-        self.mask_probability = mask_probability
-        self.generator = torch.Generator().manual_seed(seed)
+def _batches(pieces: list[np.ndarray], tokens: int, random: np.random.Generator) -> list[list[np.ndarray]]:
+    """Pieces of like length together, at most `tokens` to a batch with padding and special tokens; in random order."""
+    shuffled = random.permutation(len(pieces))
+    lengths = np.array([len(pieces[index]) for index in shuffled])
+    batches, longest = [[]], 0
+    for index in shuffled[np.argsort(lengths // 8, kind="stable")]:
+        longest = max(longest, len(pieces[index]) + 2)
+        if batches[-1] and longest * (len(batches[-1]) + 1) > tokens:
+            batches.append([])
+            longest = len(pieces[index]) + 2
+        batches[-1].append(pieces[index])
+    return [batches[index] for index in random.permutation(len(batches))]
 
-    def __len__(self) -> int:
-        return math.ceil(len(self.stream) // self.body / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yields input ids `(batch, seq_length)`, which positions are masked, and the ids that belong there."""
-        shift = int(torch.randint(len(self.stream), (1,), generator=self.generator))
-        pieces = len(self.stream) // self.body
-        bodies = self.stream.roll(-shift)[: pieces * self.body].view(pieces, self.body)
-        first = torch.full((pieces, 1), self.tokenizer.cls_token_id)
-        last = torch.full((pieces, 1), self.tokenizer.sep_token_id)
-        sequences = torch.cat([first, bodies, last], dim=1)
-        for rows in torch.randperm(pieces, generator=self.generator).split(self.batch_size):
-            yield self._mask(sequences[rows])
+def _padded(pieces: list[np.ndarray], tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    ids = torch.full((len(pieces), max(map(len, pieces)) + 2), tokenizer.pad_token_id)
+    for row, piece in zip(ids, pieces, strict=True):
+        row[0] = tokenizer.cls_token_id
+        row[1 : len(piece) + 1] = torch.from_numpy(piece)
+        row[len(piece) + 1] = tokenizer.sep_token_id
+    return ids
 
-    def _mask(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        specials = len(SPECIAL_TOKENS)
-        masked = (torch.rand(ids.shape, generator=self.generator) < self.mask_probability) & (ids >= specials)
-        fate = torch.rand(ids.shape, generator=self.generator)
-        others = torch.randint(specials, len(self.tokenizer), ids.shape, generator=self.generator)
-        inputs = torch.where(masked & (fate < 0.8), self.tokenizer.mask_token_id, ids)
-        inputs = torch.where(masked & (fate >= 0.9), others, inputs)
-        return inputs, masked, ids[masked]
+
+def _mask(ids: Tensor, tokenizer: PreTrainedTokenizerFast, probability: float) -> tuple[Tensor, Tensor]:
+    """What the model sees in place of `ids`, and which positions it has to predict."""
+    specials = len(SPECIAL_TOKENS)
+    masked = (torch.rand(ids.shape) < probability) & (ids >= specials)
+    fate = torch.rand(ids.shape)
+    inputs = torch.where(masked & (fate < 0.8), tokenizer.mask_token_id, ids)
+    return torch.where(masked & (fate >= 0.9), torch.randint(specials, len(tokenizer), ids.shape), inputs), masked
 
 
 def _train(
-    model: BertForMaskedLM, batches: _Batches, epochs: float, learning_rate: float, warmup: float, progress: bool
+    model: BertForMaskedLM,
+    plan: list[list[np.ndarray]],
+    tokenizer: PreTrainedTokenizerFast,
+    learning_rate: float,
+    warmup: float,
+    mask_probability: float,
+    progress: bool,
 ):
     device = model.device
-    model.train()
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -273,24 +259,27 @@ def _train(
         eps=1e-6,
         fused=device.type in ("cpu", "cuda"),
     )
-    steps = max(1, round(len(batches) * epochs))
-    schedule = get_linear_schedule_with_warmup(optimizer, round(warmup * steps), steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, round(warmup * len(plan)), len(plan))
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=_computes_in_bfloat16(device))
-    endless = itertools.chain.from_iterable(itertools.repeat(batches))
-    bar = tqdm(
-        itertools.islice(endless, steps),
-        total=steps,
-        desc="masked language modelling",
-        mininterval=1.0,
-        disable=not progress,
-    )
-    for step, (inputs, masked, targets) in enumerate(bar):
+    spare = model.config.max_position_embeddings - max(len(piece) for pieces in plan for piece in pieces) - 2
+    model.train()
+    bar = tqdm(plan, desc="masked language modelling", mininterval=1.0, disable=not progress)
+    for step, pieces in enumerate(bar):
+        ids = _padded(pieces, tokenizer)
+        inputs, masked = _mask(ids, tokenizer, mask_probability)
+        attended = ids != tokenizer.pad_token_id
+        # Every other batch begins at a random position: the later ones are to be of use in longer texts as well.
+        offset = int(torch.randint(spare + 1, ())) if step % 2 else 0
         with autocast:
-            states = model.bert(inputs.to(device)).last_hidden_state
+            states = model.bert(
+                inputs.to(device),
+                attention_mask=None if attended.all() else attended.long().to(device),
+                position_ids=torch.arange(offset, offset + ids.shape[1], device=device).expand_as(ids),
+            ).last_hidden_state
             logits = model.cls(states[masked.to(device)])
-            loss = torch.nn.functional.cross_entropy(logits.float(), targets.to(device), reduction="sum")
-        # A batch of a very short text may happen to have no masked token.
-        loss = loss / max(1, len(targets))
+            loss = torch.nn.functional.cross_entropy(logits.float(), ids[masked].to(device), reduction="sum")
+        # A batch of very short texts may happen to have no masked token.
+        loss = loss / max(1, int(masked.sum()))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

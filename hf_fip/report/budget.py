@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_fip.report.layout import distance_is_share, number, percent, plain
+from hf_fip.report.layout import distance_text, number, percent
 
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class BudgetRecord:
     One kind of drift on one node.
 
     Args:
+        node (`Node`): The node.
         kind (`str`): `"distance"` (share of the outputs' variance) or `"disagreement"` (share of the inputs).
         asked (`float`, *optional*): The budget; `None` if this kind was only measured.
         anchors (`float`, *optional*): Reached on the anchors.
@@ -30,9 +31,9 @@ class BudgetRecord:
         certified (`bool`, *optional*): Whether the whole interval is within the budget.
         message (`str`): What the certificate says in words.
         inputs_needed (`int`, *optional*): How many inputs would do to certify.
-        share (`bool`, *optional*, defaults to `True`): Whether the values are shares, not in a distance's own unit.
     """
 
+    node: Node
     kind: str
     asked: float | None = None
     anchors: float | None = None
@@ -42,11 +43,10 @@ class BudgetRecord:
     certified: bool | None = None
     message: str = ""
     inputs_needed: int | None = None
-    share: bool = True
 
     def text(self, value: float | None) -> str:
         """A value of this kind as people read it."""
-        return percent(value) if self.share else plain(value)
+        return percent(value) if self.kind == "disagreement" else distance_text(self.node, value)
 
     @property
     def kept(self) -> bool | None:
@@ -58,7 +58,10 @@ class BudgetRecord:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A node's budget in a word (`status`: `"certified"`, `"kept"`, `"exceeded"`, `"none"`) and a sentence."""
+    """
+    A node's budget in a word (`status`: `"certified"`, `"kept"`, `"exceeded"` or `"none"`), in a few (`label`), and
+    the numbers that decided it (`detail`).
+    """
 
     status: str
     label: str
@@ -89,6 +92,7 @@ def budget_records(node: Node) -> list[BudgetRecord]:
         entry = certificates.get(kind, {})
         low, high = number(entry.get("low")), number(entry.get("high"))
         record = BudgetRecord(
+            node=node,
             kind=kind,
             asked=_of_kind(asked, kind) if _of_kind(asked, kind) is not None else number(entry.get("asked")),
             anchors=_of_kind(anchors, kind),
@@ -98,7 +102,6 @@ def budget_records(node: Node) -> list[BudgetRecord]:
             certified=entry.get("certified") if isinstance(entry.get("certified"), bool) else None,
             message=str(entry.get("message") or ""),
             inputs_needed=_whole(entry.get("inputs_needed")),
-            share=kind == "disagreement" or distance_is_share(node),
         )
         if any(value is not None for value in (record.asked, record.anchors, record.held_out)):
             records.append(record)
@@ -117,12 +120,14 @@ def verdict(node: Node) -> Verdict:
     if not asked:
         # Where nothing was asked, the number people understand is told for comparison.
         return Verdict("none", "no budget", "; ".join(_sentence(r) for r in records if r.kind == "disagreement"))
-    detail = "; ".join(_sentence(record) for record in asked)
-    if any(record.kept is False for record in asked):
-        return Verdict("exceeded", "exceeded", detail)
-    if all(record.certified for record in asked):
+    if exceeded := [record for record in asked if record.kept is False]:
+        return Verdict("exceeded", "exceeded", "; ".join(map(_sentence, exceeded)))
+    uncertified = [record for record in asked if not record.certified]
+    detail = "; ".join(map(_sentence, uncertified or asked))
+    if not uncertified:
         return Verdict("certified", "certified", detail)
-    return Verdict("kept", "kept on the anchors, not certified" if asked[0].kept else "not certified", detail)
+    kept = all(record.kept for record in asked)
+    return Verdict("kept", "kept on the anchors, not certified" if kept else "not certified", detail)
 
 
 def _sentence(record: BudgetRecord) -> str:

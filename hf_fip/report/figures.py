@@ -28,7 +28,7 @@ from hf_fip.report.layout import (
 )
 from hf_fip.report.lineage import lineage
 from hf_fip.report.pca import WeightPCA, weight_pca
-from hf_fip.report.style import LABEL_LENGTH, LEFT_MARGIN, MUTED, describe, shown, styled
+from hf_fip.report.style import LABEL_LENGTH, LEFT_MARGIN, MUTED, describe, shown, steps_axis, styled
 
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _metric_panel(graph: ModelGraph, name: str) -> Panel:
             "tickformat": ".0%" if span > 0.05 else ".1%",
             "range": [min(measured) - margin, max(measured) + margin],
         }
-    return Panel(name.replace("/", " · "), value, axis)
+    return Panel(" · ".join(name.rsplit("/", 1)), value, axis)
 
 
 def _distance_panel(graph: ModelGraph, kind: str, named: bool) -> Panel:
@@ -155,7 +155,9 @@ def paths(graph: ModelGraph) -> go.Figure | None:
             height = math.log10(budget) if panel.logarithmic else budget
             figure.add_annotation(**NOTE, text=label, y=height, yref=axis, xref="paper", xshift=4)
     styled(figure, plot_height, legend_above=28)
-    figure.update_xaxes(title_text="optimizer steps from the root", row=len(stacked), col=1)
+    title = steps_axis(max(steps.values()))
+    figure.update_xaxes(dtick=title["dtick"])
+    figure.update_xaxes(**title, row=len(stacked), col=1)
     return figure
 
 

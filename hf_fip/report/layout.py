@@ -80,7 +80,7 @@ def steps_from_root(graph: ModelGraph) -> dict[str, int]:
     for node in graph.nodes.values():
         parent = graph.nodes.get(node.parent or "")
         if parent is None:
-            steps[node.id] = node.step
+            steps[node.id] = 0
         else:
             continued = (parent.name, parent.parameters) == (node.name, node.parameters) and node.step >= parent.step
             steps[node.id] = steps[parent.id] + node.step - (parent.step if continued else 0)
@@ -170,6 +170,6 @@ def distance_kind(node: Node) -> str:
 
 def distance_text(node: Node, value: float | None) -> str:
     """A functional distance in the node's unit; more than ten times the outputs' variance is told as a multiple."""
-    if value is not None and distance_is_share(node):
-        return percent(value) if value < 10 else f"{value:,.0f}×"
-    return plain(value)
+    if value is None or not distance_is_share(node):
+        return plain(value)
+    return percent(value) if value < 10 else f"{value:,.0f}×"

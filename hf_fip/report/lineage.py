@@ -21,7 +21,7 @@ from hf_fip.report.layout import (
     plain,
     steps_from_root,
 )
-from hf_fip.report.style import BOTTOM_MARGIN, LABEL_LENGTH, MUTED, TOP_MARGIN, describe, shown, styled
+from hf_fip.report.style import BOTTOM_MARGIN, LABEL_LENGTH, MUTED, TOP_MARGIN, describe, shown, steps_axis, styled
 
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def lineage(graph: ModelGraph) -> go.Figure:
     meta = {"controls": [control for control in controls if len(control["options"]) > 1]}
     styled(figure, plot_height, meta=meta)
     margin = 0.04 * (last_step or 1)
-    figure.update_xaxes(title_text="optimizer steps from the root", range=[-margin, last_step + margin])
+    figure.update_xaxes(**steps_axis(last_step), range=[-margin, last_step + margin])
     figure.update_yaxes(
         tickvals=list(lane.values()),
         ticktext=[shown(name, LABEL_LENGTH) for name in lane],

@@ -8,8 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers.utils import logging
-
 from hf_fip.errors import InputError
 from hf_fip.version import __version__
 
@@ -17,8 +15,6 @@ from hf_fip.version import __version__
 if TYPE_CHECKING:
     from hf_fip.graph import ModelGraph
     from hf_fip.report.sections import Section
-
-logger = logging.get_logger(__name__)
 
 REPORT_FILE = "report.html"
 
@@ -156,7 +152,7 @@ def _write_images(drawn: list[Any], files: list[Path]) -> None:
     if not files:
         return
     try:
-        write_images(drawn, files, width=PICTURE_WIDTH, scale=2)
+        write_images(drawn, files, width=PICTURE_WIDTH, height=[figure.layout.height for figure in drawn], scale=2)
     except RuntimeError as error:
         if "chrome" not in str(error).lower():
             raise

@@ -35,12 +35,14 @@ class WeightPCA:
             Position of each node, with the reference node at the origin; in units of the weights.
         explained (`np.ndarray` of shape `[components]`): Share of the total variance along each component, 0 to 1.
         left_out (`dict[str, str]`): Nodes that cannot be compared with the reference, with the reason.
+        grown (`bool`): Whether some node has tensors, or rows of a tensor, that others lack; they count from zero.
     """
 
     ids: list[str]
     coordinates: np.ndarray
     explained: np.ndarray
     left_out: dict[str, str]
+    grown: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,4 +228,6 @@ def weight_pca(
     if values.sum() > 0:
         explained[:kept] = values[:kept] / values.sum()
     ids = [node for node in folders if node not in left_out]
-    return WeightPCA(ids, coordinates[[origin_first.index(node) for node in ids]], explained, left_out)
+    shapes = [{name: entry.shape for name, entry in models[node].items()} for node in ids]
+    grown = any(other != shapes[0] for other in shapes)
+    return WeightPCA(ids, coordinates[[origin_first.index(node) for node in ids]], explained, left_out, grown)

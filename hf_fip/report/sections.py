@@ -7,6 +7,7 @@ A new capability adds its section with one function: `SECTIONS.append(my_section
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +118,7 @@ def summary(graph: ModelGraph) -> Section | None:
     mean_of = [name for name in names if is_share(name)]
     with_mean = len(mean_of) > 1
     with_budget = any(budget_records(node) for node in graph.nodes.values())
-    columns = ["branch", *(name.replace("/accuracy", "") if is_share(name) else name for name in names)]
+    columns = ["branch", *(name.removesuffix("/accuracy") if is_share(name) else name for name in names)]
     columns += ["mean"] * with_mean + [DISTANCE_COLUMN] + ["forgetting budget"] * with_budget
     rows, ids = [], []
     for branch, node_id in graph.endpoints.items():
@@ -167,7 +168,8 @@ def weight_space(graph: ModelGraph) -> Section | None:
     if len(graph) < 2:
         return None
     components = figures.weight_components(graph)
-    notes = ["Rows of a grown head count from zero: an output node that the root does not have is a difference too."]
+    grown = "Rows of a grown head count from zero: an output node that the root does not have is a difference too."
+    notes = [grown] if components.grown else []
     reasons: dict[str, list[str]] = {}
     for node_id, reason in components.left_out.items():
         reasons.setdefault(reason, []).append(node_id)
@@ -206,14 +208,15 @@ def budget(graph: ModelGraph) -> Section | None:
             ids.append(node.id)
     if not rows:
         return None
-    columns = ["branch", "steps", "what", "asked at most", "on the anchors", "held out", "95% interval"]
-    columns += ["held-out inputs", "certified", "inputs needed"]
+    columns = ["branch", "steps", "what", "budget", "on the anchors", "held out", "95% interval", "inputs"]
+    columns += ["certified", "inputs needed"]
     text = (
-        "What was asked is enforced on the anchors; held-out inputs of the earlier tasks say whether it holds for "
-        "unseen ones. Certified: the whole interval lies within the budget."
+        "How far the function has moved, on the anchors and on held-out inputs of the earlier tasks. Certified: the "
+        "whole interval lies within the budget."
     )
     notes = ["Inputs needed: how many held-out inputs would certify the budget if they behaved as those seen."]
-    return Section("budget", "Forgetting budget", text, table=Table(columns, rows, ids, sortable=True), notes=notes)
+    notes = notes if any(row[-1].sort is not None for row in rows) else []
+    return Section("budget", "Forgetting", text, table=Table(columns, rows, ids, sortable=True), notes=notes)
 
 
 def graph_folder(graph: ModelGraph) -> str:
@@ -246,13 +249,25 @@ def nodes(graph: ModelGraph) -> Section | None:
                 Cell("", copy=line),
             ]
         )
-    auto = AUTO_CLASSES.get(graph.root.task)
-    example = f"{auto or 'AutoModel'}.from_pretrained({_quoted(f'{folder}/nodes/{graph.root.id}')})"
+    auto = _auto_class(graph.root)
+    example = f"{auto}.from_pretrained({_quoted(f'{folder}/nodes/{graph.root.id}')})"
     notes = [f"Every node is a complete model that Transformers loads too: {example}."] if auto else []
     table = Table(columns, rows, list(graph.nodes), sortable=True)
     return Section(
         "nodes", "Nodes", "A click on a column's title sorts. Distances are to the root.", table=table, notes=notes
     )
+
+
+def _auto_class(node: Node) -> str | None:
+    """The class by which Transformers alone loads the node; `None` for adapters and for hf_fip's own architectures."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    try:
+        config = json.loads((node.folder / "config.json").read_bytes())
+    except (OSError, ValueError, TypeError):
+        return None
+    known = isinstance(config, dict) and str(config.get("model_type")) in CONFIG_MAPPING_NAMES
+    return AUTO_CLASSES.get(node.task) if known else None
 
 
 def _quoted(text: Any) -> str:

@@ -66,6 +66,11 @@ def styled(figure: go.Figure, plot_height: int, legend_above: int | None = None,
     return figure
 
 
+def steps_axis(last_step: int) -> dict[str, Any]:
+    """The title and ticks of an axis of optimizer steps, which are whole numbers."""
+    return {"title_text": "optimizer steps from the root", "dtick": 1 if 0 < last_step < 10 else None}
+
+
 def legend(figure: go.Figure) -> list[tuple[str, str]]:
     """The entries of the figure's legend: name of the group of lines, colour."""
     if not figure.layout.showlegend:

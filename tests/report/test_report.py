@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from sample_graph import CHANGED, DRIFT, RECIPE, YELP, add, budget_report, sample_graph, weights
 
 from hf_fip.errors import InputError
 from hf_fip.graph import ModelGraph, Node
 from hf_fip.report import MissingExtraError, figures, layout, sections, write_report
 from hf_fip.report.budget import verdict
 from hf_fip.report.pca import weight_pca
+
+from .sample_graph import CHANGED, DRIFT, RECIPE, YELP, add, budget_report, sample_graph, weights
 
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>{{ 7 * 7 }}"
@@ -324,6 +325,12 @@ def test_the_line_of_each_node_loads_its_graph(graph, monkeypatch):
     lines = re.findall(r"hf_fip\.ModelGraph\.load\(\"(.*?)\"\)\[\"(.*?)\"\]", page_of(graph).text)
     assert [node for _, node in lines] == list(graph.nodes)
     assert all(node in ModelGraph.load(folder) for folder, node in lines)
+
+
+def test_transformers_is_named_only_where_it_can_load_the_node(graph):
+    assert "AutoModelForSequenceClassification.from_pretrained(" in page_of(graph).text
+    (graph.root.folder / "config.json").write_text('{"model_type": "fip_five_layer_cnn"}')
+    assert "from_pretrained" not in page_of(graph).text
 
 
 def test_strings_of_strangers_stay_text(tmp_path):

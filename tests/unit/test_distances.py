@@ -241,11 +241,11 @@ def test_grown_head_counts_the_probability_that_new_classes_take(name):
     assert (gradient[:, 5:].sum(-1) > 0).all(), "descent must lower the new classes"
 
 
-def test_grown_head_l2_holds_new_nodes_at_the_smallest_old_output():
+def test_grown_head_l2_holds_new_nodes_at_the_mean_old_output():
     reference = logits(6, 5)
-    smallest = reference.min(dim=-1, keepdim=True).values
-    assert_exactly_zero(*value_and_gradient("l2", torch.cat([reference, smallest, smallest], dim=-1), reference))
-    risen = torch.cat([reference, smallest, smallest + 3.0], dim=-1)
+    mean = reference.mean(dim=-1, keepdim=True)
+    assert_exactly_zero(*value_and_gradient("l2", torch.cat([reference, mean, mean], dim=-1), reference))
+    risen = torch.cat([reference, mean, mean + 3.0], dim=-1)
     torch.testing.assert_close(functional_distance("l2", risen, reference), torch.full((6,), 9.0))
 
 

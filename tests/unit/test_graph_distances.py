@@ -60,12 +60,15 @@ def test_distance_of_weights_larger_than_what_is_read_at_a_time(tmp_path, monkey
     assert euclidean_distance(tmp_path / "a", tmp_path / "b") == pytest.approx(expected, rel=1e-7)
 
 
-def test_a_tiny_step_is_measured_exactly(tmp_path):
-    weights = {"weight": torch.full((1000, 1000), 1.0)}
-    for name, step in (("a", 0.0), ("b", 2**-23)):
+@pytest.mark.parametrize(
+    ("dtype", "step"), [(torch.float16, 2**-10), (torch.float32, 2**-23), (torch.float64, 2**-50)]
+)
+def test_a_tiny_step_is_measured_exactly(tmp_path, dtype, step):
+    weight = torch.ones(1000, 1000, dtype=dtype)
+    for name, change in (("a", 0.0), ("b", step)):
         (tmp_path / name).mkdir()
-        save_file({key: value + step for key, value in weights.items()}, tmp_path / name / "model.safetensors")
-    assert euclidean_distance(tmp_path / "a", tmp_path / "b") == pytest.approx(2**-23 * 1000, rel=1e-12)
+        save_file({"weight": weight + change}, tmp_path / name / "model.safetensors")
+    assert euclidean_distance(tmp_path / "a", tmp_path / "b") == pytest.approx(1000 * step, rel=1e-12, abs=0)
 
 
 def test_new_rows_of_a_grown_head_count_from_zero(tmp_path):

@@ -203,6 +203,7 @@ def test_an_error_or_ctrl_c_while_writing_leaves_nothing_behind(graph, interrupt
 
     with pytest.raises(type(interruption)):
         graph.add(Node("failed", parent="root"), fail)
+    assert not list(graph.folder.glob(".tmp-*"))
     assert list(assert_whole(graph.folder).nodes) == ["root"]
 
 
@@ -229,6 +230,7 @@ def test_a_full_disk_gives_one_clear_error_and_the_graph_stays(tmp_path):
         with pytest.raises(OSError) as caught:
             graph.add(Node("large", parent="root"), write_too_much)
         message = str(caught.value)
+        assert not list(graph.folder.glob(".tmp-*"))
         assert "large" in message and "No space left on device" in message and "\n" not in message
         assert list(assert_whole(disk / "graph").nodes) == ["root"]
         graph.add(Node("small", parent="root"), write_node)
@@ -267,6 +269,7 @@ def test_no_room_for_the_index_loses_no_node(graph):
     process = run(writer)
     process.join()
     assert process.exitcode == 3
+    assert not list(graph_folder.glob(".tmp-*"))
     assert_whole(graph_folder, "root", "first", "second")
 
 

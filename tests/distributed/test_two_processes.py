@@ -1,0 +1,77 @@
+"""Two gloo processes take the same path as one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from hf_fip import ModelGraph
+from tests.testing_utils import ROOT, assert_same_weights
+
+
+SCRIPT = """
+import os
+import sys
+
+import torch
+
+from hf_fip import FIPTrainer
+from tests.testing_utils import arguments, case, texts
+
+torch.set_num_threads(1)
+folder, kind, per_device, accumulation = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+arguments_of = case(kind)
+if kind == "sequence-classification":
+    arguments_of["heldout_dataset"] = texts(15, seed=9, labels=None)
+trainer = FIPTrainer(
+    args=arguments(
+        folder,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        anchor_batch_size=7,
+        optim="sgd",
+        learning_rate=0.05,
+        distance_budget=0.003,
+        ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
+        save_strategy="steps",
+        save_steps=3,
+    ),
+    **arguments_of,
+)
+trainer.train()
+"""
+
+
+def travel(tmp_path, name, kind, processes, per_device, accumulation=1):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    launcher = (
+        [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+    )
+    command = [sys.executable, *launcher, str(script), str(tmp_path / name), kind, str(per_device), str(accumulation)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return ModelGraph.load(tmp_path / name / "graph")
+
+
+@pytest.mark.parametrize("kind", ["sequence-classification", "text-generation"])
+def test_two_processes_equal_one(kind, tmp_path):
+    """Same batches, unevenly split anchors (7 over 2 and 4 parts), accumulation, restoration, recorded points."""
+    one = travel(tmp_path, "one", kind, 1, 8)
+    two = travel(tmp_path, "two", kind, 2, 2, accumulation=2)
+    assert [node.step for node in two] == [0, 3, 6]
+    for single, double in zip(one, two, strict=True):
+        assert_same_weights(
+            load_file(single.folder / "model.safetensors"),
+            load_file(double.folder / "model.safetensors"),
+            tolerance=2e-5,
+        )
+        assert single.functional_distance.get("root") == pytest.approx(
+            double.functional_distance.get("root"), rel=1e-3, abs=1e-7
+        )
+    state = json.loads((tmp_path / "two" / "checkpoint-6" / "fip_state.json").read_text())
+    assert state["points"] == [3, 6]
