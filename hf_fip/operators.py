@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .baselines import METHODS, get_method
 from .config import FIPConfig
+from .data.augment import shifted_copies
 from .data.sampling import stratified_indices
 from .errors import InputError
 from .functional.budget import Budget
@@ -113,6 +114,8 @@ class ContinualLearning(Operator):
         anchors (`int`, *optional*, defaults to 2000):
             Number of training inputs of the earlier tasks, split evenly between them, on which the function is kept.
             Their labels are not used unless the method says so.
+        anchor_shift (`int`, *optional*, defaults to 0):
+            Images: keep the function on copies of each anchor too, shifted by up to so many pixels.
         functional_distance, beta, distance_budget, disagreement_budget, anchor_label_weight, anchor_batch_size,
         reference, path_points:
             As in [`FIPConfig`].
@@ -147,6 +150,7 @@ class ContinualLearning(Operator):
         disagreement_budget: float | None = None,
         anchor_label_weight: float = 0.0,
         anchor_batch_size: int | None = None,
+        anchor_shift: int = 0,
         reference: str = "origin",
         path_points: int = 5,
         branch: str | None = None,
@@ -185,6 +189,7 @@ class ContinualLearning(Operator):
             "method": method,
             "label_space": label_space,
             "anchors": anchors,
+            "anchor_shift": anchor_shift,
             "seed": seed,
             "max_length": max_length,
             **self.arguments,
@@ -207,7 +212,9 @@ class ContinualLearning(Operator):
         space = self._extend_head(model, spaces)
         data = _TaskData(processor, self.data_root, seed, self.parameters["max_length"])
         spaces = {**spaces, self.task.name: space}
-        anchors, held_out = data.anchors(old_tasks, spaces, self.parameters["anchors"], self._needs_labels)
+        anchors, held_out = data.anchors(
+            old_tasks, spaces, self.parameters["anchors"], self._needs_labels, self.parameters["anchor_shift"]
+        )
         train = data.features(self.task, space, "train")
         if self.method.all_data:
             earlier = [data.features(old, spaces[old.name], "train") for old in old_tasks]
@@ -235,7 +242,8 @@ class ContinualLearning(Operator):
                     "task_id_at_test": False,
                     "method": self.method.summary,
                     "anchors": {
-                        "number": len(anchors),
+                        "number": self.parameters["anchors"],
+                        "inputs": len(anchors),
                         "labels_used": self._needs_labels,
                         "tasks": [task.name for task in old_tasks],
                         "held_out": len(held_out),
@@ -360,21 +368,25 @@ class _TaskData:
             rows = rows.align_labels_with_mapping({name: i for i, name in enumerate(order)}, "label")
         return features(rows, self.processor, label_offset=min(space), max_length=self.max_length)
 
-    def anchors(self, tasks: list[Task], spaces: dict, number: int, labelled: bool) -> tuple[Dataset, Dataset]:
+    def anchors(
+        self, tasks: list[Task], spaces: dict, number: int, labelled: bool, shift: int
+    ) -> tuple[Dataset, Dataset]:
         """Training inputs of the tasks as anchors, and inputs of their test splits to certify on."""
         drawn, unseen = [], []
         for index, task in enumerate(tasks):
             share = number // len(tasks) + (index < number % len(tasks))
-            drawn.append(self._sample(task, spaces[task.name], "train", share, labelled))
+            drawn.append(self._sample(task, spaces[task.name], "train", share, labelled, shift))
             unseen.append(self._sample(task, spaces[task.name], "test", HELD_OUT, False))
         return concatenate_datasets(drawn), concatenate_datasets(unseen)
 
-    def _sample(self, task: Task, space: list[int], split: str, size: int, labelled: bool) -> Dataset:
+    def _sample(self, task: Task, space: list[int], split: str, size: int, labelled: bool, shift: int = 0) -> Dataset:
         rows = task.load(split, self.data_root, self.seed)
         # Drawn without a look at the labels: unlabelled data have none.
         rows = rows.select(stratified_indices([0] * len(rows), size, self.seed))
         if not labelled and "label" in rows.column_names:
             rows = rows.remove_columns("label")
+        if shift:
+            rows = shifted_copies(rows, shift, seed=self.seed)
         return self.features(task, space, split, rows)
 
 

@@ -31,6 +31,8 @@ class Task:
         label_column (`str`, *optional*): column of class labels; found by its name if not given.
         classes (`list`, *optional*):
             Classes to keep, by index (`int`) or name (`str`). They are numbered anew, in this order, from 0.
+        class_names (`list`, *optional*):
+            Names for the classes kept, in their order: for data sets that call the same labels differently.
         max_train (`int`, *optional*): largest number of training rows, each class with its share.
         max_test (`int`, *optional*): largest number of test rows.
 
@@ -46,13 +48,14 @@ class Task:
     input_column: str | None = None
     label_column: str | None = None
     classes: list[int | str] | None = None
+    class_names: list[str] | None = None
     max_train: int | None = None
     max_test: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, optional = getattr(self, field.name), field.default is None
-            if field.name == "classes" or (value is None and optional):
+            if field.name in ("classes", "class_names") or (value is None and optional):
                 continue
             integer = field.name.startswith("max_")
             if integer and (type(value) is not int or value < 1):
@@ -65,6 +68,13 @@ class Task:
             if not isinstance(self.classes, (list, tuple)) or any(type(c) not in (int, str) for c in self.classes):
                 raise InputError(f"classes={self.classes!r} of a task: give a list of class indices or names.")
             object.__setattr__(self, "classes", list(self.classes))
+        if self.class_names is not None:
+            names = self.class_names
+            if not isinstance(names, (list, tuple)) or any(type(n) is not str or not n for n in names):
+                raise InputError(f"class_names={names!r} of a task: give a list of names.")
+            if len(set(names)) < len(names):
+                raise InputError(f"class_names={names!r} of a task: give each class a name of its own.")
+            object.__setattr__(self, "class_names", list(names))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
@@ -91,7 +101,7 @@ class Task:
         """The names of the classes in the order of their numbers; empty for a data set without labels."""
         rows = self._rows("train", data_root)
         column = label_column(rows.features, self.label_column)
-        return [] if column is None else self._kept(class_names(rows, column))
+        return [] if column is None else self._renamed(self._kept(class_names(rows, column)))
 
     def load(self, split: str = "train", data_root: str | Path | None = None, seed: int = 0) -> Dataset:
         """
@@ -169,7 +179,17 @@ class Task:
             )
         names = self._kept(all_names)
         number = {name: index for index, name in enumerate(names)}
-        return np.array([number.get(label, -1) for label in labels], dtype=np.int64), names
+        return np.array([number.get(label, -1) for label in labels], dtype=np.int64), self._renamed(names)
+
+    def _renamed(self, names: list[str]) -> list[str]:
+        if self.class_names is None:
+            return names
+        if len(self.class_names) != len(names):
+            raise InputError(
+                f"class_names of task {self.name!r} has {len(self.class_names)} names for {len(names)} classes: "
+                f"{', '.join(names)}."
+            )
+        return self.class_names
 
     def _check_filled(self, rows: Dataset, column: str, modality: str) -> None:
         values = rows.data.column(column)

@@ -16,6 +16,10 @@ EMBEDDED = "embedded:"
 # Sub-folders with splits or shards of one data set, as Hub repositories have them; any other is a configuration.
 _SPLIT_FOLDERS = {"data", "train", "training", "test", "testing", "eval", "validation", "valid", "dev"}
 
+_SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test"}
+_SPLIT_WORDS |= {"evaluation": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+_SPLIT_WORDS |= {"dev": "validation", "unsupervised": "unsupervised"}
+
 # Where a local copy does not bear its Hub id's last component: (name, configuration) and (name, split) on the Hub.
 _LOCAL_CONFIGS = {("wikitext", "wikitext-2-raw-v1"): "wikitext2", ("wikitext", "wikitext-2-v1"): "wikitext2"}
 _LOCAL_SPLITS = {("imdb", "unsupervised"): ("imdb_unsupervised", "train")}
@@ -87,11 +91,28 @@ def _from_folder(spec: str, folder: Path, config: str | None, split: str) -> Dat
     configurations = sorted(path.name for path in folder.iterdir() if path.is_dir() and _data_files(path))
     configurations = [name for name in configurations if name not in _SPLIT_FOLDERS]
     if config in configurations:
-        return _load(spec, str(folder / config), None, split)
+        return _from_files(spec, folder / config, split)
     if configurations and not _data_files(folder):
         problem = "holds several configurations" if config is None else f"has no configuration {config!r}"
         raise InputError(f"dataset={spec!r} {problem}: give config, one of {', '.join(configurations)}.")
-    return _load(spec, str(folder), config, split)
+    return _from_files(spec, folder, split) if config is None else _load(spec, str(folder), config, split)
+
+
+def _from_files(spec: str, folder: Path, split: str) -> Dataset:
+    files = sorted(_data_files(folder))
+    types = {FILE_TYPES[file.suffix] for file in files}
+    if len(types) != 1:
+        # Split folders, or mixed types: datasets' own rules.
+        return _load(spec, str(folder), None, split)
+    # datasets would look for split names in the whole path, so that a folder below `my-tests/` had nothing but a test
+    # split: here the file's own name decides.
+    named: dict[str, list[str]] = {split: [] for split in dict.fromkeys(_SPLIT_WORDS.values())}
+    for file in files:
+        word = re.match(r"[A-Za-z]*", file.stem)[0].lower()
+        if word in _SPLIT_WORDS:
+            named[_SPLIT_WORDS[word]].append(str(file))
+    named = {split: paths for split, paths in named.items() if paths}
+    return _load(spec, types.pop(), None, split, data_files=named or {"train": [str(file) for file in files]})
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -104,7 +125,7 @@ def _from_file(spec: str, file: Path, split: str) -> Dataset:
     return _load(spec, FILE_TYPES[file.suffix], None, split, data_files={"train": str(file)})
 
 
-def _load(spec: str, source: str, config: str | None, split: str, data_files: dict[str, str] | None = None) -> Dataset:
+def _load(spec: str, source: str, config: str | None, split: str, data_files: dict | None = None) -> Dataset:
     try:
         builder = load_dataset_builder(source, config, data_files=data_files)
         builder.download_and_prepare()

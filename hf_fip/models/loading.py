@@ -5,6 +5,7 @@ from pathlib import Path
 
 import transformers
 from peft import PeftConfig, PeftModel
+from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -220,7 +221,7 @@ def _architecture(config: PreTrainedConfig, source: str) -> type[PreTrainedModel
     )
 
 
-def _load_full(source: str, model_class: type, kwargs: dict) -> PreTrainedModel:
+def _load_full(source: str, model_class: type, kwargs: dict):
     try:
         return model_class.from_pretrained(source, trust_remote_code=False, **kwargs)
     except OSError as error:
@@ -237,7 +238,8 @@ def _base_of(source: str, config: PeftConfig) -> tuple[str, str | None]:
 
 
 def _load_adapter(source: str, task: str | None, is_trainable: bool, hub_arguments: dict, kwargs: dict) -> PeftModel:
-    if not _find(source, "adapter_model.safetensors", **hub_arguments):
+    weights = _find(source, "adapter_model.safetensors", **hub_arguments)
+    if weights is None:
         raise InputError(f"model={source!r}: its adapter is not stored as adapter_model.safetensors; save it so.")
     peft_config = PeftConfig.from_pretrained(source, **hub_arguments)
     base, revision = _base_of(source, peft_config)
@@ -252,11 +254,27 @@ def _load_adapter(source: str, task: str | None, is_trainable: bool, hub_argumen
         model_class = _architecture(recorded, source)
     else:
         model_class = _class_for(base, task or _PEFT_TASKS.get(peft_config.task_type), base_arguments)
-    model = _load_full(base, model_class, base_kwargs | base_arguments)
+    model, report = _load_full(base, model_class, {**base_kwargs, **base_arguments, "output_loading_info": True})
+    _check_complete(source, report["missing_keys"], weights)
     if recorded is not None:
         _match_labels(model, [name for _, name in sorted(recorded.id2label.items())])
     model = PeftModel.from_pretrained(model, source, config=peft_config, is_trainable=is_trainable, **hub_arguments)
     return model.eval()
+
+
+def _check_complete(source: str, missing: set[str], weights: str):
+    """
+    What the base's files lack was random when the adapter was trained, and must have been saved with it: the pooler of
+    a BERT whose base is a masked language model, for example.
+    """
+    with safe_open(weights, framework="pt") as file:
+        saved = {name.removeprefix("base_model.model.") for name in file.keys()}
+    lost = sorted(missing - saved)
+    if lost:
+        raise InputError(
+            f"model={source!r}: neither its adapter nor its base model holds {lost[0]} ({len(lost)} such weights); "
+            "name the module in `modules_to_save` of the adapter's configuration and train it again."
+        )
 
 
 def _match_labels(model: PreTrainedModel, names: list[str]):

@@ -23,6 +23,7 @@ class Settings:
             `"append"`: a new task adds output nodes; `"shared"`: all tasks have the same labels.
         anchors (`int`, *optional*, defaults to 2000): Number of inputs on which the function is kept.
         anchor_batch_size (`int`, *optional*): Anchors in each step; by default the task's batch size.
+        anchor_shift (`int`, *optional*, defaults to 0): Images: shifted copies of each anchor, up to so many pixels.
         anchor_label_weight (`float`, *optional*, defaults to 0.0): Weight of the anchors' labels; 0 uses none.
         functional_distance (`str`, *optional*): Distance between outputs; by default the operator's own.
         beta (`float`, *optional*): Weight of the secondary objective (eq. 4), where there is no budget.
@@ -37,6 +38,7 @@ class Settings:
     label_space: Literal["append", "shared"] = "append"
     anchors: int = field(default=2000, metadata={"min": 2})
     anchor_batch_size: int | None = field(default=None, metadata={"min": 1})
+    anchor_shift: int = field(default=0, metadata={"min": 0})
     anchor_label_weight: float = field(default=0.0, metadata={"min": 0})
     functional_distance: str | None = None
     beta: float | None = field(default=None, metadata={"above": 0})

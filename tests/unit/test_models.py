@@ -128,10 +128,19 @@ def test_an_adapter_folder_gives_back_adapter_and_base(tmp_path):
 def test_an_adapter_finds_a_base_without_its_head(tmp_path):
     save_model(BertForMaskedLM(BERT), tmp_path / "base")
     base = load_model(tmp_path / "base", task="sequence-classification", num_labels=4)
-    model = get_peft_model(base, LoraConfig(task_type=TaskType.SEQ_CLS, r=2, init_lora_weights=False)).eval()
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, init_lora_weights=False, modules_to_save=["pooler"])
+    model = get_peft_model(base, config).eval()
     save_model(model, tmp_path / "node")
     ids = torch.arange(8)[None]
     torch.testing.assert_close(load_model(tmp_path / "node")(ids).logits, model(ids).logits, rtol=0, atol=0)
+
+
+def test_an_adapter_without_weights_that_its_base_lacks_is_refused(tmp_path):
+    save_model(BertForMaskedLM(BERT), tmp_path / "base")
+    base = load_model(tmp_path / "base", task="sequence-classification")
+    save_model(get_peft_model(base, LoraConfig(task_type=TaskType.SEQ_CLS, r=2)), tmp_path / "node")
+    with pytest.raises(InputError, match="pooler.*modules_to_save"):
+        load_model(tmp_path / "node")
 
 
 def test_an_adapter_on_the_packages_own_network(tmp_path):

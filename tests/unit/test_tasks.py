@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 from transformers import BertTokenizer, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from hf_fip.data.augment import shifted_copies
 from hf_fip.data.sampling import stratified_indices
 from hf_fip.errors import InputError
 from hf_fip.tasks import Task, digest, features, resolve_dataset
@@ -488,3 +489,30 @@ def test_the_real_data_sets_load_by_their_hub_ids(data_root, task, rows, classes
     assert len(loaded) == rows
     assert loaded.column_names == [task.modality(data_root), *(["label"] if classes else [])]
     assert len(task.label_names(data_root)) == classes
+
+
+def test_classes_are_named_anew_where_data_sets_call_them_differently(tmp_path):
+    rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]})
+    rows = rows.cast_column("label", ClassLabel(names=["1", "2"]))
+    for split in ("train", "test"):
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    task = Task(name="t", dataset=str(tmp_path), class_names=["negative", "positive"])
+    assert task.label_names() == ["negative", "positive"] == task.load("train").features["label"].names
+    assert list(task.load("train")["label"]) == [0, 1, 0]
+    with pytest.raises(InputError, match="class_names of task 't' has 1 names for 2 classes"):
+        Task(name="t", dataset=str(tmp_path), class_names=["only"]).label_names()
+
+
+def test_shifted_copies_keep_the_image_first_and_shift_by_whole_pixels():
+    image = PILImage.new("L", (5, 5))
+    image.putpixel((2, 2), 255)
+    rows = Dataset.from_dict(
+        {"image": [image, image], "label": [0, 1]}, features=Features({"image": Image(), "label": Value("int64")})
+    )
+    copies = shifted_copies(rows, 1)
+    assert len(copies) == 18 and list(copies["label"]) == [0] * 9 + [1] * 9
+    bright = {tuple(int(v[0]) for v in np.nonzero(np.asarray(copies[i]["image"]))) for i in range(9)}
+    assert bright == {(y, x) for y in (1, 2, 3) for x in (1, 2, 3)}
+    assert np.asarray(copies[0]["image"])[2, 2] == 255
+    with pytest.raises(InputError, match="anchor_shift=1 shifts images"):
+        shifted_copies(Dataset.from_dict({"text": ["a"]}), 1)
