@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
+import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import set_seed
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator, set_seed
 from transformers.utils import logging
 
 from .baselines import METHODS, get_method
@@ -34,6 +38,7 @@ EMBEDDED = "embedded:"
 CHECKPOINTS = "checkpoints"
 # Inputs of each old task, unseen in training, on which the budget is certified.
 HELD_OUT = 1000
+RUNNER_UP_ANCHORS = 256
 SHORT_NAMES = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
 
 
@@ -209,12 +214,12 @@ class ContinualLearning(Operator):
         set_seed(seed)
         model = node.load_model()
         spaces = node.protocol["label_space"]
-        space = self._extend_head(model, spaces)
         data = _TaskData(processor, self.data_root, seed, self.parameters["max_length"])
-        spaces = {**spaces, self.task.name: space}
         anchors, held_out = data.anchors(
             old_tasks, spaces, self.parameters["anchors"], self._needs_labels, self.parameters["anchor_shift"]
         )
+        space = self._extend_head(model, anchors, processor)
+        spaces = {**spaces, self.task.name: space}
         train = data.features(self.task, space, "train")
         if self.method.all_data:
             earlier = [data.features(old, spaces[old.name], "train") for old in old_tasks]
@@ -222,7 +227,7 @@ class ContinualLearning(Operator):
         tasks = [*old_tasks, self.task]
         trainer = FIPTrainer(
             model=model,
-            args=_config(graph, self.branch, self.arguments, seed),
+            args=_config(graph, self.branch, self.arguments, seed, path=[node.id, self.parameters]),
             anchor_dataset=anchors,
             heldout_dataset=held_out,
             train_dataset=train,
@@ -258,7 +263,7 @@ class ContinualLearning(Operator):
     def _needs_labels(self) -> bool:
         return self.method.uses_labels or self.arguments.get("anchor_label_weight", 0) > 0
 
-    def _extend_head(self, model, spaces: dict) -> list[int]:
+    def _extend_head(self, model, anchors: Dataset, processor) -> list[int]:
         """Output nodes of the new task's labels, in their order."""
         names = self.task.label_names(self.data_root)
         if not names:
@@ -271,7 +276,8 @@ class ContinualLearning(Operator):
                     "name them alike (`class_names` of the task), or use label_space='append'"
                 )
             return [known.index(name) for name in names]
-        grow_head(model, [f"{self.task.name}: {name}" if name in known else name for name in names])
+        new = [f"{self.task.name}: {name}" if name in known else name for name in names]
+        grow_head(model, new, bias=min(0.0, _runner_up(model, anchors, processor)))
         return list(range(len(known), len(known) + len(names)))
 
 
@@ -334,7 +340,7 @@ def begin_graph(
     space = list(range(len(names)))
     trainer = FIPTrainer(
         model=network,
-        args=_config(graph, "base", _arguments(training), seed),
+        args=_config(graph, "base", _arguments(training), seed, path=parameters),
         train_dataset=data.features(task, space, "train"),
         eval_dataset={task.name: data.features(task, space, "test")},
         processing_class=processor,
@@ -390,7 +396,24 @@ class _TaskData:
         return self.features(task, space, split, rows)
 
 
-def _config(graph: ModelGraph, branch: str, arguments: dict[str, Any], seed: int) -> FIPConfig:
+def _runner_up(model, anchors: Dataset, processor) -> float:
+    """
+    Median over anchors of the second largest output. New output nodes that start no higher leave the predictions on
+    old inputs as they are, so that the reference outputs are those of the network that is to be kept.
+    """
+    rows = anchors.select(range(min(len(anchors), RUNNER_UP_ANCHORS)))
+    rows = rows.remove_columns([name for name in ("labels",) if name in rows.column_names])
+    collate = DataCollatorWithPadding(processor) if isinstance(processor, PreTrainedTokenizerBase) else None
+    seconds = []
+    for start in range(0, len(rows), 64):
+        batch = (collate or default_data_collator)([rows[i] for i in range(start, min(start + 64, len(rows)))])
+        with torch.no_grad():
+            seconds.append(model.eval()(**batch).logits.topk(2).values[:, 1])
+    return torch.cat(seconds).median().item()
+
+
+def _config(graph: ModelGraph, branch: str, arguments: dict[str, Any], seed: int, *, path: Any) -> FIPConfig:
+    """Arguments of a run whose checkpoints lie in a folder of its own: another path never continues from them."""
     defaults = {
         "save_strategy": "steps",
         "save_steps": 0.2,
@@ -399,7 +422,8 @@ def _config(graph: ModelGraph, branch: str, arguments: dict[str, Any], seed: int
         "per_device_eval_batch_size": 64,
         "report_to": "none",
     }
-    folder = graph.folder.parent / CHECKPOINTS / branch
+    name = hashlib.blake2b(json.dumps(path, sort_keys=True).encode(), digest_size=4).hexdigest()
+    folder = graph.folder.parent / CHECKPOINTS / f"{branch}-{name}"
     try:
         return FIPConfig(output_dir=str(folder), seed=seed, branch=branch, **{**defaults, **arguments})
     except TypeError as error:
@@ -411,6 +435,7 @@ def _train(trainer: FIPTrainer) -> None:
     if checkpoint is not None:
         logger.info(f"continuing from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
+    shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
 
 
 def _recorded_path(graph: ModelGraph, start: Node, branch: str, parameters: dict) -> tuple[Node, ...] | None:

@@ -200,7 +200,7 @@ class PathRecorder:
         lengths: dict[str, Any] = {}
         if preservation.distance is not None and drift is not None:
             protocol["budget"] = {**preservation.report(drift), **(restoration or {})}
-            lengths = preservation.edge_lengths()
+            lengths = preservation.edge_lengths(drift)
         return {
             "metrics": trainer.measure(),
             "functional_distance": lengths,

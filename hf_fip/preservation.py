@@ -62,7 +62,7 @@ class Preservation:
         self.distance = FunctionalDistance(distance, unit=unit, weight=self.args.distance_weight)
         affordable = EDGE_VALUES * len(self.anchors) // reference.numel()
         self._edge_indices = range(max(1, min(len(self.anchors), affordable)))
-        self.last_point = self.edge_outputs()
+        self.last_point = self.anchors.reference(self._edge_indices).float()
         self.root: Tensor | None = self.last_point
 
     def terms(self) -> list[Term]:
@@ -113,7 +113,8 @@ class Preservation:
 
     def drift(self, anchors: Anchors) -> Drift:
         """How far the current network's outputs on `anchors` are from the reference."""
-        distances, changed = [], []
+        distances, changed, kept = [], [], []
+        keep = self._edge_indices if anchors is self.anchors else range(0)
         for indices, rows, example_index in self._outputs(anchors):
             if not torch.isfinite(rows).all():
                 raise FloatingPointError(
@@ -124,8 +125,15 @@ class Preservation:
             batch = OutputBatch(rows, example_index=example_index, examples=len(indices))
             distances.append(self.distance.per_example(rows, reference, batch))
             changed.append(predictions_changed(rows, reference))
-        distances, changed = self._gather(distances), self._gather(changed)
-        return Drift(torch.cat(distances), None if changed[0] is None else torch.cat(changed))
+            first = len(range(indices.start, min(indices.stop, keep.stop)))
+            if first:
+                kept.append(rows[:first] if example_index is None else rows[example_index < first])
+        distances, changed, kept = map(self._gather, (distances, changed, kept))
+        return Drift(
+            distances=torch.cat(distances),
+            changed=None if changed[0] is None else torch.cat(changed),
+            outputs=torch.cat(kept) if kept else None,
+        )
 
     @torch.no_grad()
     def _outputs(
@@ -165,9 +173,9 @@ class Preservation:
             self._gather([rows for _, rows, _ in self._outputs(self.anchors, indices=self._edge_indices, model=model)])
         )
 
-    def edge_lengths(self) -> dict[str, Any]:
-        """Functional distance of the current network to the last recorded point and to the root of the graph."""
-        outputs = self.edge_outputs()
+    def edge_lengths(self, drift: Drift) -> dict[str, Any]:
+        """Functional distance of the drifted network to the last recorded point and to the root of the graph."""
+        outputs = drift.outputs
         lengths = {"name": self.distance.distance.name, "unit": self.distance.distance.unit}
         for key, reference in (("parent", self.last_point), ("root", self.root)):
             lengths[key] = None if reference is None else self._mean_distance(outputs, reference)

@@ -170,7 +170,7 @@ class FIPTrainer(Trainer):
         """The graph that holds the path."""
         if self.path is not None:
             return self.path.graph
-        return self._given_graph or ModelGraph(self._graph_folder())
+        return ModelGraph(self._graph_folder()) if self._given_graph is None else self._given_graph
 
     def _graph_folder(self) -> str:
         if self.hp_search_backend is not None:
@@ -366,7 +366,7 @@ class FIPTrainer(Trainer):
             for term in self.terms
             for hook in ("add_gradient_", "constrain_gradient_")
         )
-        self.path = PathRecorder(self, self._given_graph or ModelGraph(self._graph_folder()), self._origin)
+        self.path = PathRecorder(self, self.graph, self._origin)
         self.path.begin(checkpoint)
         self._reset_logged()
         for term in self.terms:

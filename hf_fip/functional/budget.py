@@ -79,10 +79,12 @@ class Drift:
     Args:
         distances (`torch.Tensor`): Distance per example, in shares of the outputs' variance.
         changed (`torch.Tensor`, *optional*): Per output row, whether its prediction changed; `None` for regression.
+        outputs (`torch.Tensor`, *optional*): The outputs themselves, on the first of the inputs, where kept.
     """
 
     distances: Tensor
     changed: Tensor | None
+    outputs: Tensor | None = None
 
     @property
     def distance(self) -> float:

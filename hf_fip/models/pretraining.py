@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -80,11 +81,14 @@ def pretrain_masked_lm(
         `Path`: the folder, with a `BertForMaskedLM` and its tokenizer.
 
     Raises:
-        [`~hf_fip.errors.InputError`]: no text, a folder that exists, or sequences longer than the model's positions.
+        [`~hf_fip.errors.InputError`]: no text, a folder that exists, no epochs, or sequences longer than the model's
+        positions.
     """
     folder = Path(folder)
     if folder.exists():
         raise InputError(f"folder={os.fspath(folder)!r} exists: give one that does not.")
+    if epochs <= 0:
+        raise InputError(f"epochs={epochs}: give more than 0 passes over the texts.")
     bert = BertConfig(**{"max_position_embeddings": 256, **(config or {})})
     if not 3 <= seq_length <= bert.max_position_embeddings:
         raise InputError(
@@ -131,20 +135,14 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> P
     Returns:
         `PreTrainedTokenizerFast`
     """
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Sequence(
+    normalizer = normalizers.Sequence(
         [normalizers.Replace(Regex(_MARKUP), " "), normalizers.BertNormalizer(lowercase=True)]
     )
+    vocabulary = _vocabulary([normalizer.normalize_str(text) for text in texts], vocab_size)
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        limit_alphabet=200,
-        special_tokens=list(SPECIAL_TOKENS),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -159,6 +157,25 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> P
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+def _vocabulary(texts: Sequence[str], size: int) -> dict[str, int]:
+    """
+    WordPiece's vocabulary of normalised texts, the same for the same texts. The trainer breaks ties by the pieces'
+    ids, and numbers single characters in an order that differs from run to run: so they are numbered here, as its
+    special tokens. The rarest of more than 200 characters stay unknown.
+    """
+    counts = Counter(itertools.chain.from_iterable(texts))
+    characters = sorted((character for character in counts if not character.isspace()), key=lambda c: (-counts[c], c))
+    rare = dict.fromkeys(map(ord, characters[200:]), " ")
+    pieces = [prefix + character for prefix in ("", "##") for character in characters[:200]]
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = WordPieceTrainer(
+        vocab_size=size, min_frequency=2, special_tokens=[*SPECIAL_TOKENS, *pieces], show_progress=False
+    )
+    tokenizer.train_from_iterator((text.translate(rare) for text in texts), trainer)
+    return tokenizer.get_vocab()
 
 
 @contextlib.contextmanager
@@ -184,6 +201,8 @@ def complete_folder(folder: Path) -> Iterator[Path]:
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
+    if not texts:
+        return []
     # verbose=False: a document longer than the model's positions is no mistake here, it is cut into sequences.
     ids = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return [np.asarray(document, dtype=np.int64) for document in ids if document]

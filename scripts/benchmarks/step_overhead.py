@@ -1,0 +1,302 @@
+"""
+What a step along the path costs, against a plain Trainer step on as many examples.
+
+    python scripts/benchmarks/step_overhead.py [--json] [--models bert vit cnn] [--steps 30] [--rounds 3]
+
+In one run, in turns, each in a process of its own: `plain` (transformers.Trainer on B + A examples), `fip` (FIPTrainer
+on B task examples and A anchors) and `paper` (the way of the paper's public code: a second copy of the model, whose
+outputs on the anchors are computed in every step). Ratios are of median step times and of peak memory above that of the
+imported libraries; times are not compared between runs. Also: what importing hf_fip adds to importing transformers, and
+how long recording a point takes against writing and syncing as many bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+MODELS = ("bert", "vit", "cnn")
+VARIANTS = ("plain", "fip", "paper")
+WARM_UP = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--steps", type=int, default=30, help="timed optimizer steps of each process")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each kind")
+    parser.add_argument("--batch", type=int, default=32, help="B, task examples per step; as many anchors (A)")
+    parser.add_argument("--one", nargs=2, metavar=("MODEL", "VARIANT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(*options.one, options.steps, options.batch)))
+        return
+    rows = []
+    for model in options.models:
+        runs: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
+        for _ in range(options.rounds):
+            for variant in VARIANTS:
+                runs[variant].append(_in_a_process(model, variant, options))
+        rows.append(_row(model, runs))
+    result = {
+        "benchmark": "step_overhead",
+        "protocol": {
+            "device": rows[0].pop("device"),
+            "batch": options.batch,
+            "anchors_per_step": options.batch,
+            "steps": options.steps,
+            "rounds": options.rounds,
+            "threads": rows[0].pop("threads"),
+        },
+        "rows": rows,
+        "import_seconds": _import_seconds(),
+        "record_point": _record_point(),
+    }
+    print(json.dumps(result) if options.json else _table(result))
+
+
+def _in_a_process(model: str, variant: str, options) -> dict:
+    command = [sys.executable, __file__, "--one", model, variant, "--steps", str(options.steps)]
+    command += ["--batch", str(options.batch)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _row(model: str, runs: dict[str, list[dict]]) -> dict:
+    step = {name: statistics.median(t for run in found for t in run["step_seconds"]) for name, found in runs.items()}
+    memory = {name: min(run["peak_bytes"] for run in found) for name, found in runs.items()}
+    first = runs["fip"][0]
+    return {
+        "model": model,
+        "parameters": first["parameters"],
+        "fip_over_plain": step["fip"] / step["plain"],
+        "paper_over_plain": step["paper"] / step["plain"],
+        "plain_step_seconds": step["plain"],
+        "anchor_cache_bytes": first["anchor_cache_bytes"],
+        "fip_extra_memory": (memory["fip"] - first["anchor_cache_bytes"]) / memory["plain"] - 1,
+        "paper_extra_memory": memory["paper"] / memory["plain"] - 1,
+        "device": first["device"],
+        "threads": first["threads"],
+    }
+
+
+def measure(model_name: str, variant: str, steps: int, batch: int) -> dict:
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.utils import logging
+
+    from hf_fip import FIPConfig, FIPTrainer
+    from hf_fip.functional import functional_distance
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model, task, anchors = _problem(model_name, batch * (steps + WARM_UP), batch)
+    base_memory = _peak_bytes(torch)
+    options = {
+        "max_steps": steps + WARM_UP,
+        "per_device_train_batch_size": batch,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+    }
+
+    class Clock(TrainerCallback):
+        def __init__(self):
+            self.times = []
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.began = time.perf_counter()
+
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.times.append(time.perf_counter() - self.began)
+
+    class PaperTrainer(Trainer):
+        """Reference outputs by a second network, computed in every step."""
+
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            if not hasattr(self, "reference"):
+                self.reference, self.position = copy.deepcopy(model).eval(), 0
+            rows = [anchors[(self.position + i) % len(anchors)] for i in range(batch)]
+            self.position += batch
+            rows = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
+            held = self._prepare_inputs(self.data_collator(rows))
+            with torch.no_grad():
+                kept = self.reference(**held).logits
+            drift = functional_distance("bhattacharyya", model(**held).logits, kept).mean()
+            return model(**inputs).loss + drift
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        if variant == "fip":
+            trainer = FIPTrainer(
+                model=model,
+                args=FIPConfig(folder, path_points=1, **options),
+                train_dataset=task,
+                anchor_dataset=anchors,
+                callbacks=[clock],
+            )
+        else:
+            if variant == "plain":
+                options["per_device_train_batch_size"] = 2 * batch
+            kind = Trainer if variant == "plain" else PaperTrainer
+            trainer = kind(
+                model=model,
+                args=TrainingArguments(folder, logging_nan_inf_filter=False, **options),
+                train_dataset=task,
+                callbacks=[clock],
+            )
+        trainer.train()
+    return {
+        "step_seconds": clock.times[WARM_UP:],
+        "peak_bytes": _peak_bytes(torch) - base_memory,
+        "anchor_cache_bytes": trainer.preservation.anchors.nbytes if variant == "fip" else 0,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _peak_bytes(torch) -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _problem(name: str, examples: int, batch: int):
+    import torch
+    from datasets import Dataset
+    from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+
+    from hf_fip.models.cnn import FiveLayerCNNConfig, FiveLayerCNNForImageClassification
+
+    torch.manual_seed(0)
+    if name == "bert":
+        config = BertConfig(
+            hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, vocab_size=8000
+        )
+        model = BertForSequenceClassification(config)
+
+        def rows(number: int) -> Dataset:
+            tokens = torch.randint(5, 8000, (number, 128))
+            columns = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+            return Dataset.from_dict({**columns, "labels": torch.randint(2, (number,))}).with_format("torch")
+    else:
+        if name == "vit":
+            config = ViTConfig(
+                hidden_size=192,
+                num_hidden_layers=12,
+                num_attention_heads=3,
+                intermediate_size=768,
+                image_size=32,
+                patch_size=4,
+                num_labels=10,
+            )
+            model, shape = ViTForImageClassification(config), (3, 32, 32)
+        else:
+            model, shape = FiveLayerCNNForImageClassification(FiveLayerCNNConfig(num_labels=20)), (1, 28, 28)
+
+        def rows(number: int) -> Dataset:
+            pixels = torch.rand(number, *shape)
+            return Dataset.from_dict({"pixel_values": pixels, "labels": torch.randint(10, (number,))}).with_format(
+                "torch"
+            )
+
+    # The plain Trainer takes B + A of the same rows per step.
+    return model, rows(2 * examples), rows(4 * batch)
+
+
+def _import_seconds() -> dict:
+    def seconds(code: str) -> float:
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    alone = seconds("import transformers")
+    return {"transformers": alone, "hf_fip_adds": seconds("import transformers, hf_fip") - alone}
+
+
+def _record_point() -> dict:
+    """Recording a 45 MB model as a node, against writing and syncing as many bytes; medians of 5."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+    from transformers.utils import logging
+
+    from hf_fip.graph import ModelGraph, Node
+    from hf_fip.graph.distances import measure as measured
+    from hf_fip.models.loading import save_model
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, vocab_size=30522)
+    model = BertForSequenceClassification(config)
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        graph = ModelGraph(Path(folder) / "graph")
+        graph.add(Node(id="root"), lambda target: save_model(model, target))
+        size = (graph.root.folder / "model.safetensors").stat().st_size
+        recorded, written = [], []
+        for i in range(5):
+            with torch.no_grad():
+                model.classifier.weight.add_(1.0)
+            block = os.urandom(size)
+            began = time.perf_counter()
+            with open(Path(folder) / "bytes", "wb") as file:
+                file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+            written.append(time.perf_counter() - began)
+
+            def write(target: Path) -> dict:
+                save_model(model, target)
+                return measured(target, graph.root.folder, graph.root.folder)
+
+            began = time.perf_counter()
+            graph.add(Node(id=f"node-{i}", parent="root"), write)
+            recorded.append(time.perf_counter() - began)
+    return {"bytes": size, "over_writing_bytes": statistics.median(recorded) / statistics.median(written)}
+
+
+def _table(result: dict) -> str:
+    protocol = result["protocol"]
+    lines = [
+        f"device {protocol['device']}, {protocol['threads']} threads, B = {protocol['batch']} task examples + "
+        f"A = {protocol['anchors_per_step']} anchors against a plain Trainer on B + A; medians of "
+        f"{protocol['rounds']} x {protocol['steps']} steps",
+        "",
+        "| model | weights | step: fip / plain | paper's way / plain | memory: fip beyond its cache | paper's way |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['model']} | {row['parameters'] / 1e6:.1f} M | {row['fip_over_plain']:.3f} | "
+            f"{row['paper_over_plain']:.3f} | {row['fip_extra_memory']:+.1%} | {row['paper_extra_memory']:+.1%} |"
+        )
+    added, point = result["import_seconds"]["hf_fip_adds"], result["record_point"]
+    lines += [
+        "",
+        f"`import hf_fip` adds {added:.2f} s to `import transformers`.",
+        f"Recording a point of {point['bytes'] / 1e6:.0f} MB takes {point['over_writing_bytes']:.2f} x writing it.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
