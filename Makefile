@@ -20,10 +20,10 @@ demo: $(INSTALLED) ## learn a second task without losing the first, on two CPU c
 	$(BIN)/hf-fip run demo --output_dir outputs/demo
 
 test: $(INSTALLED) ## the tests that take seconds each
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(BIN)/python -m pytest -n 2 -m "not slow" tests
 
 test-slow: $(INSTALLED) ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow tests
+	$(BIN)/python -m pytest -n 2 -m slow tests
 
 quality: $(INSTALLED) ## lint and format, check only
 	$(BIN)/ruff check .

@@ -64,6 +64,10 @@ def run(recipe: Recipe, output_dir: str | os.PathLike[str] | None = None) -> dic
         recipe = _settle_recipe(recipe, folder)
         graph = ModelGraph(folder / "graph")
         plan = recipe.plan()
+        if not len(graph):
+            # A data set that does not exist is told before the first hour of training, not after it.
+            for task in recipe.tasks.values():
+                task.modality(recipe.data_root)
         logger.info(f"[1/{len(plan) + 1}] base: {recipe.model} learns {recipe.base_task.name}")
         base = operators.begin_graph(
             graph,

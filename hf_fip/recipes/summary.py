@@ -19,17 +19,19 @@ def summary(result: dict[str, Any]) -> str:
     ends = _in_order(result["endpoints"])
     metrics = {branch: result["metrics"][node] for branch, node in ends.items()}
     accuracies = list(dict.fromkeys(name for values in metrics.values() for name in values if _is_accuracy(name)))
+    distances = {branch: result["functional_distance"][node] for branch, node in ends.items()}
+    kind = _kind(next((distance for distance in reversed(distances.values()) if distance.get("name")), {}))
     rows = [["branch", *(name.removesuffix("/accuracy") for name in accuracies), "mean", "distance"]]
-    for branch, node in ends.items():
+    for branch, distance in distances.items():
         values = [metrics[branch].get(name) for name in accuracies]
-        distance = result["functional_distance"][node]["root"]
-        rows.append([branch, *map(_percent, values), _percent(_mean(values)), _number(distance)])
-    unit = next((value for node in ends.values() if (value := result["functional_distance"][node].get("unit"))), None)
+        # Numbers in two units side by side would be compared.
+        length = distance["root"] if _kind(distance) == kind else None
+        rows.append([branch, *map(_percent, values), _percent(_mean(values)), _number(length)])
     lines = [
         "",
         *aligned(rows),
         "",
-        f"accuracy in %; distance: functional distance to base on the anchors{f' ({unit})' if unit else ''}",
+        f"accuracy in %; distance: functional distance to base on the anchors{f' ({kind})' if kind else ''}",
         "",
         f"graph   {result['graph']}",
     ]
@@ -54,6 +56,11 @@ def _in_order(endpoints: dict[str, str]) -> dict[str, str]:
     """The base first, the path last, so that the eye ends on what is compared."""
     last = {"base": 0, "fip": 2}
     return {branch: endpoints[branch] for branch in sorted(endpoints, key=lambda branch: last.get(branch, 1))}
+
+
+def _kind(distance: dict[str, Any]) -> str:
+    """What a functional distance is and in which unit, as in `l2, share of output variance`."""
+    return ", ".join(distance[key] for key in ("name", "unit") if distance.get(key))
 
 
 def _is_accuracy(name: str) -> bool:

@@ -307,31 +307,36 @@ def test_what_is_written_is_read_back_by_us_and_by_any_yaml_reader(data):
 
 
 def test_the_summary_compares_the_branches_and_ends_with_the_path():
+    l2 = {"name": "l2", "unit": "share of output variance"}
     result = {
         "graph": "out/graph",
-        "endpoints": {"base": "b", "fip": "f", "naive": "n"},
+        "endpoints": {"base": "b", "fip": "f", "naive": "n", "bhattacharyya": "y"},
         "metrics": {
             "b": {"low/accuracy": 0.95, "low/loss": 0.1},
             "f": {"low/accuracy": 0.94, "high/accuracy": 0.9},
             "n": {"low/accuracy": 0.0, "high/accuracy": None},
+            "y": {"low/accuracy": 0.8, "high/accuracy": 0.9},
         },
         "functional_distance": {
-            "b": {"parent": None, "root": 0.0},
-            "f": {"parent": 0.01, "root": 0.02, "unit": "share of output variance"},
-            "n": {"parent": 1.0, "root": 1.5},
+            "b": {"parent": None, "root": None},
+            "f": {"parent": 0.01, "root": 0.02, **l2},
+            "n": {"parent": 1.0, "root": 1.5, **l2},
+            "y": {"parent": 1.0, "root": 0.1, "name": "bhattacharyya", "unit": "nats"},
         },
         "report": None,
     }
     lines = summary(result).splitlines()
-    rows = [line.split() for line in lines[1:5]]
+    rows = [line.split() for line in lines[1:6]]
     assert rows == [
         ["branch", "low", "high", "mean", "distance"],
-        ["base", "95.0", "-", "-", "0.0000"],
+        ["base", "95.0", "-", "-", "-"],
         ["naive", "0.0", "-", "-", "1.5000"],
+        # Another distance, in another unit, is not to be compared.
+        ["bhattacharyya", "80.0", "90.0", "85.0", "-"],
         ["fip", "94.0", "90.0", "92.0", "0.0200"],
     ]
-    assert len({len(line) for line in lines[1:5]}) == 1
-    assert "share of output variance" in summary(result)
+    assert len({len(line) for line in lines[1:6]}) == 1
+    assert "(l2, share of output variance)" in summary(result)
     assert "hf-fip show out/graph" in lines[-1]
 
 
