@@ -8,7 +8,6 @@ import errno
 import json
 import logging
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import InputError
+from .interrupts import Interrupts
 from .recipes.loader import builtin_recipes, load_recipe
 from .recipes.summary import summary
 from .version import __version__
 
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
-INTERRUPTED = "interrupted; run the same command again to continue"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,49 +35,49 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         `int`: the exit code: 0 on success, 1 for a failed or interrupted run, 2 for bad input.
     """
-    with contextlib.suppress(ValueError):  # outside the main thread
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        args = _parser().parse_args(argv)
-        if args.command is None:
-            _parser().print_help(sys.stderr)
-            return BAD_INPUT
-        debug = args.debug or os.environ.get("HF_FIP_DEBUG", "0") not in ("", "0")
-        return _execute(args, debug)
-    except KeyboardInterrupt:
-        return _fail(FAILED, INTERRUPTED)
+    with Interrupts() as interrupts:
+        args = None
+        try:
+            args = _parser().parse_args(argv)
+            args.debug = args.debug or os.environ.get("HF_FIP_DEBUG", "0") not in ("", "0")
+            return _execute(args)
+        except KeyboardInterrupt:
+            interrupts.stop()
+        except Exception as error:
+            # Libraries make errors of their own of an interruption in their midst.
+            if not interrupts.requested:
+                return _explain(error, args is not None and args.debug)
+            interrupts.stop()
+        return _fail(FAILED, "interrupted; run the same command again to continue")
 
 
-def _execute(args: argparse.Namespace, debug: bool) -> int:
-    try:
-        with _stdout_for_results_only(debug):
-            _set_verbosity(debug)
-            text = args.command(args)
-        _print(text)
-        return OK
-    except BrokenPipeError:
-        # The reader of our output has left, as in `hf-fip show … | head`.
-        return FAILED
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        if isinstance(error, InputError):
-            return _fail(BAD_INPUT, f"error: {_one_line(error)}")
-        if _is_disk_full(error):
-            return _fail(
-                FAILED, "error: no space left on the disk; make room and run the same command again to continue"
-            )
-        more = "" if debug else " (--debug shows where)"
-        return _fail(FAILED, f"error: {_one_line(error)}{more}")
-
-
-def _print(text: str) -> None:
+def _execute(args: argparse.Namespace) -> int:
+    if args.command is None:
+        _parser().print_help(sys.stderr)
+        return BAD_INPUT
+    with _stdout_for_results_only(args.debug):
+        _set_verbosity(args.debug)
+        text = args.command(args)
     try:
         print(text, flush=True)
-    except OSError:
+    except OSError as error:
         # What could not be written would be tried again, and complained of again, at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise
+        if not isinstance(error, BrokenPipeError):
+            raise
+        # The reader of our output has left, as in `hf-fip show … | head`.
+        return FAILED
+    return OK
+
+
+def _explain(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, InputError):
+        return _fail(BAD_INPUT, f"error: {_one_line(error)}")
+    if _is_disk_full(error):
+        return _fail(FAILED, "error: no space left on the disk; make room and run the same command again to continue")
+    return _fail(FAILED, f"error: {_one_line(error)}{'' if debug else ' (--debug shows where)'}")
 
 
 def _run(args: argparse.Namespace) -> str:
@@ -223,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"hf-fip {__version__}")
-    parser.set_defaults(command=None)
+    parser.set_defaults(command=None, debug=False)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
 
     run = commands.add_parser(

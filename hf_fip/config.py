@@ -118,8 +118,9 @@ class FIPConfig(TrainingArguments):
         _one_of("solver", self.solver, ("penalty", "trust_region"))
         if self.solver == "trust_region":
             raise InputError("solver='trust_region' is not available yet; use solver='penalty'")
-        if self.push_path_to_hub:
-            raise InputError("push_path_to_hub=True is not available yet; train first, the graph stays in graph_dir")
+        for name in ("push_path_to_hub", "push_to_hub"):
+            if getattr(self, name):
+                raise InputError(f"{name}=True is not available yet; leave it out, the graph stays in graph_dir")
         for name in ("beta", "step_norm", "anchor_batch_size", "anchor_positions", "anchor_cache_limit_gb"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -212,7 +212,7 @@ class ContinualLearning(Operator):
         seed = self.parameters["seed"]
         processor = node.load_processor()
         set_seed(seed)
-        model = node.load_model()
+        model = node.load_model(is_trainable=True)
         spaces = node.protocol["label_space"]
         data = _TaskData(processor, self.data_root, seed, self.parameters["max_length"])
         anchors, held_out = data.anchors(

@@ -16,7 +16,7 @@ from .forward import OutputKind, base_model, function_mode_, logits_of
 from .functional.anchors import Anchors, anchor_batch
 from .functional.budget import Drift, predictions_changed
 from .functional.distances import get_distance
-from .functional.penalty import AnchorLabels, FunctionalDistance
+from .functional.penalty import AnchorLabels, FunctionalDistance, mean_by_example
 from .terms import OutputBatch, Step, Term, total_loss
 
 
@@ -124,7 +124,10 @@ class Preservation:
             reference = anchors.reference(indices).float()
             batch = OutputBatch(rows, example_index=example_index, examples=len(indices))
             distances.append(self.distance.per_example(rows, reference, batch))
-            changed.append(predictions_changed(rows, reference))
+            differs = predictions_changed(rows, reference)
+            if differs is not None and example_index is not None:
+                differs = mean_by_example(differs.float(), batch)
+            changed.append(differs)
             first = len(range(indices.start, min(indices.stop, keep.stop)))
             if first:
                 kept.append(rows[:first] if example_index is None else rows[example_index < first])

@@ -372,6 +372,18 @@ class FIPTrainer(Trainer):
         for term in self.terms:
             term.begin_segment(self.unwrapped)
 
+    def _save(self, output_dir=None, state_dict=None):
+        # The Trainer pickles its arguments into every checkpoint, and the token with them.
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+
+    def push_to_hub(self, *args, **kwargs):
+        """Not available yet; the Trainer's own would push a single model with its pickled arguments."""
+        raise InputError(f"push_to_hub is not available yet; the nodes lie complete in {str(self.graph.folder)!r}")
+
     def _save_checkpoint(self, model, trial):
         if not math.isfinite(self._tr_loss.item()):
             raise self._not_finite({})

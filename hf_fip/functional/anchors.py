@@ -69,6 +69,12 @@ def join_inputs(first: Inputs, second: Inputs, padding: dict[str, int]) -> Input
         second (`dict[str, torch.Tensor]`): Model inputs of the second batch, same keys.
         padding (`dict[str, int]`): Padding value per key; keys not named are padded with 0.
     """
+    differing = (first.keys() ^ second.keys()) - {"attention_mask"}
+    if differing:
+        raise InputError(
+            f"anchor_dataset and train_dataset differ in the model inputs {sorted(differing)}; prepare both with the "
+            "same processing_class and columns"
+        )
     if "input_ids" in first and (
         "attention_mask" in first
         or "attention_mask" in second

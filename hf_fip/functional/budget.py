@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .statistics import Certificate, certify_disagreement, certify_distance
+from .statistics import Certificate, certify_changed_share, certify_disagreement, certify_distance
 
 
 # The penalty weight that meets a budget of delta without tuning, and the weight without a budget; both were measured
@@ -78,7 +78,9 @@ class Drift:
 
     Args:
         distances (`torch.Tensor`): Distance per example, in shares of the outputs' variance.
-        changed (`torch.Tensor`, *optional*): Per output row, whether its prediction changed; `None` for regression.
+        changed (`torch.Tensor`, *optional*):
+            Per example, whether its prediction changed (`bool`), or the share of its predictions that did where it has
+            several; `None` for regression.
         outputs (`torch.Tensor`, *optional*): The outputs themselves, on the first of the inputs, where kept.
     """
 
@@ -108,9 +110,11 @@ class Drift:
             `list[Certificate]`: one for each kind of drift.
         """
         found = []
-        if self.changed is not None:
+        if self.changed is not None and self.changed.dtype == torch.bool:
             changed = int(self.changed.sum())
             found.append(certify_disagreement(changed, len(self.changed), budget.disagreement))
+        elif self.changed is not None:
+            found.append(certify_changed_share(self.changed, budget.disagreement))
         found.append(certify_distance(self.distances, budget.distance))
         return found
 

@@ -205,6 +205,42 @@ def certify_distance(values: Tensor | ArrayLike, budget: float | None, confidenc
     return _certificate("distance", budget, mean if n else None, low, high, n, needed, confidence, texts)
 
 
+def certify_changed_share(shares: Tensor | ArrayLike, budget: float | None, confidence: float = 0.95) -> Certificate:
+    """
+    [`certify_disagreement`] for texts with several predictions each, which are not independent of one another.
+
+    The mean share of changed predictions is bounded by [`mean_interval`], and by no less than as many inputs without
+    any change would prove.
+
+    Args:
+        shares (`Tensor` or array): of each independent held-out input, the share of its predictions that changed.
+        budget (`float` or `None`): the largest mean share accepted, between 0 and 1; `None` for the interval alone.
+        confidence (`float`, *optional*, defaults to 0.95): of the two-sided interval.
+
+    Returns:
+        [`Certificate`]: of the kind `"disagreement"`.
+
+    Raises:
+        InputError: if an argument is outside its range.
+    """
+    shares = _as_array(shares)
+    n = len(shares)
+    distance = certify_distance(shares, budget, confidence)
+    high = min(1.0, max(distance.high, binomial_interval(0, n, confidence)[1]))
+    needed = distance.inputs_needed
+    if needed is not None:
+        needed = max(needed, _fewest(lambda inputs: binomial_interval(0, inputs, confidence)[1] <= budget))
+    texts = _Texts(
+        bound=f"at most {_percent(_rounded_up(high))} of the predictions on an unseen input change on average",
+        seen=f"{_percent(float(shares.mean()))} on {n:,} seen" if n else "no held-out inputs seen",
+        interval=f"{100 * distance.low:.3g} to {_percent(_rounded_up(high))}",
+        asked="" if budget is None else _percent(budget),
+        fewest=FEWEST_VALUES,
+    )
+    value = float(shares.mean()) if n else None
+    return _certificate("disagreement", budget, value, distance.low, high, n, needed, confidence, texts)
+
+
 @dataclass(frozen=True)
 class _Texts:
     bound: str

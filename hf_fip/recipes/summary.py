@@ -18,7 +18,8 @@ def summary(result: dict[str, Any]) -> str:
     """
     ends = _in_order(result["endpoints"])
     metrics = {branch: result["metrics"][node] for branch, node in ends.items()}
-    accuracies = list(dict.fromkeys(name for values in metrics.values() for name in values if _is_accuracy(name)))
+    learned = [f"{task}/accuracy" for task in result["recipe"]["tasks"]]
+    accuracies = [name for name in learned if any(name in values for values in metrics.values())]
     distances = {branch: result["functional_distance"][node] for branch, node in ends.items()}
     kind = _kind(next((distance for distance in reversed(distances.values()) if distance.get("name")), {}))
     rows = [["branch", *(name.removesuffix("/accuracy") for name in accuracies), "mean", "distance"]]
@@ -61,10 +62,6 @@ def _in_order(endpoints: dict[str, str]) -> dict[str, str]:
 def _kind(distance: dict[str, Any]) -> str:
     """What a functional distance is and in which unit, as in `l2, share of output variance`."""
     return ", ".join(distance[key] for key in ("name", "unit") if distance.get(key))
-
-
-def _is_accuracy(name: str) -> bool:
-    return name.endswith("/accuracy")
 
 
 def _mean(values: list[float | None]) -> float | None:

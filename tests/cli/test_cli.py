@@ -227,7 +227,8 @@ def test_a_run_ends_with_results_and_nothing_else_on_stdout(hf_fip, tiny, tmp_pa
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_continued_by_the_same_command(environment, hf_fip, tiny, tmp_path, number):
-    command = [sys.executable, "-m", "hf_fip.cli", "run", str(tiny), "--output_dir", "out"]
+    arguments = ["run", str(tiny), "--output_dir", "out", "--set", "training.max_steps=100", "report=false"]
+    command = [sys.executable, "-m", "hf_fip.cli", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
     lines = []
     for line in process.stderr:
@@ -243,6 +244,28 @@ def test_an_interrupted_run_is_continued_by_the_same_command(environment, hf_fip
     base = ModelGraph.load(tmp_path / "out/graph").endpoints["base"]
     if number == signal.SIGINT:
         return  # one continuation is enough
-    done = hf_fip("run", tiny, "--output_dir", "out", "--json")
+    done = hf_fip(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["endpoints"]["base"] == base
+
+
+def test_an_interruption_that_a_library_swallows_is_repeated():
+    code = """
+import os, signal, time
+from hf_fip.interrupts import Interrupts
+class Library:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+with Interrupts() as interrupts:
+    try:
+        library = Library()
+        del library
+        time.sleep(20)
+        print("swallowed")
+    except KeyboardInterrupt:
+        interrupts.stop()
+        print("heard")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "heard\n", "")

@@ -73,6 +73,8 @@ def test_a_cache_above_the_limit_is_refused_with_advice(tmp_path):
         ({"reference": "first"}, "reference='first'.*origin, previous"),
         ({"solver": "adam"}, "solver='adam'"),
         ({"solver": "trust_region"}, "solver='trust_region' is not available yet"),
+        ({"push_path_to_hub": True}, "push_path_to_hub=True is not available yet"),
+        ({"push_to_hub": True}, "push_to_hub=True is not available yet"),
         ({"path_points": 0}, "path_points=0"),
         ({"beta": -1.0}, "beta=-1.0"),
         ({"step_norm": 0.0}, "step_norm=0.0"),

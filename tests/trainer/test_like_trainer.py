@@ -161,3 +161,13 @@ def test_frozen_weights_stay_where_they_are(tmp_path):
     trainer.train()
     for name, value in weights(trainer.model.bert.embeddings).items():
         assert torch.equal(value, before[name])
+
+
+def test_a_token_never_reaches_a_file(tmp_path):
+    secret = "hf_" + "s" * 34
+    trainer = FIPTrainer(args=arguments(tmp_path, hub_token=secret, save_strategy="steps", save_steps=3), **case(KIND))
+    trainer.train()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name == "training_args.bin" for path in written)
+    assert not any(secret.encode() in path.read_bytes() for path in written)
+    assert trainer.args.hub_token == secret

@@ -324,6 +324,7 @@ def test_the_summary_compares_the_branches_and_ends_with_the_path():
             "y": {"parent": 1.0, "root": 0.1, "name": "bhattacharyya", "unit": "nats"},
         },
         "report": None,
+        "recipe": {"tasks": {"low": {}, "high": {}, "never learned": {}}},
     }
     lines = summary(result).splitlines()
     rows = [line.split() for line in lines[1:6]]

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, skew, t, ttest_1samp
 
 from hf_fip.errors import InputError
-from hf_fip.functional import binomial_interval, certify_disagreement, certify_distance, mean_interval
+from hf_fip.functional import (
+    binomial_interval,
+    certify_changed_share,
+    certify_disagreement,
+    certify_distance,
+    mean_interval,
+)
 
 
 def skewed(n, seed=0, mean=0.01):
@@ -220,3 +226,13 @@ def test_bad_arguments_are_refused_in_one_line(call):
     with pytest.raises(InputError) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_a_share_of_changed_predictions_is_not_certified_by_too_few_texts_without_change():
+    few = certify_changed_share(np.zeros(100), 0.02)
+    assert few.certified is False and few.high == pytest.approx(binomial_interval(0, 100)[1])
+    assert few.inputs_needed == 183
+    assert certify_changed_share(np.zeros(183), 0.02).certified
+    mixed = certify_changed_share(np.tile([0.0, 0.0, 0.0, 0.1], 200), 0.05)
+    assert mixed.certified and mixed.kind == "disagreement" and mixed.low < 0.025 < mixed.high
+    assert certify_changed_share(np.zeros(5), None).certified is None
