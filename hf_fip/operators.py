@@ -330,7 +330,10 @@ def begin_graph(
         source = build(model.removeprefix(EMBEDDED), data_root=data_root, seed=seed)
     processor = load_processor(source)
     if processor is None:
-        raise InputError(f"model={model!r} has neither a tokenizer nor an image processor to make its inputs")
+        raise InputError(
+            f"model={model!r}: no tokenizer or image processor was found there; without a network give a folder, or "
+            "embedded:bert-mini, embedded:cnn, …"
+        )
     names = task.label_names(data_root)
     kind = {"text": "sequence-classification", "image": "image-classification"}[task.modality(data_root)]
     set_seed(seed)

@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import json
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,6 +85,8 @@ class PathRecorder:
         self.last_node: Node | None = origin.parent
         self.points: list[int] = []
         self._last_weights: list[torch.Tensor] | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hf_fip-path")
+        self._writing: Future | None = None
 
     def begin(self, checkpoint: str | None) -> None:
         """Records the root where the graph has none, or takes up the state of `checkpoint`."""
@@ -110,6 +114,7 @@ class PathRecorder:
         self.trainer.accelerator.wait_for_everyone()
         if missing:
             self._add(Node(id=node_id, name="base", operator="origin", **self._description()))
+            self.finish()
         self.last_node = self.graph[node_id]
 
     def _refer_to_root(self) -> None:
@@ -155,7 +160,7 @@ class PathRecorder:
         points = self.trainer.args.path_points
         return any(step == round(i * last / points) for i in range(1, points))
 
-    def record(self) -> Node:
+    def record(self) -> None:
         """Ends the segment, records the point, begins the next segment."""
         trainer = self.trainer
         step = trainer.state.global_step
@@ -179,7 +184,8 @@ class PathRecorder:
                 step=step,
                 **description,
             )
-            self.last_node = self._add(node)
+            self._add(node)
+            self.last_node = node
             self.points.append(step)
             if trainer.args.reference == "previous" and trainer.preservation.distance is not None:
                 trainer.preservation.refer()
@@ -187,7 +193,6 @@ class PathRecorder:
                 self._last_weights = [p.detach().clone() for p in self._trained_parameters().values()]
             for term in trainer.terms:
                 term.begin_segment(trainer.unwrapped)
-        return self.last_node
 
     def _description(self, drift=None, restoration: dict | None = None) -> dict[str, Any]:
         """What a node of the current network says, whoever made it."""
@@ -213,28 +218,48 @@ class PathRecorder:
             },
         }
 
-    def _add(self, node: Node) -> Node:
-        """Writes the node once, on the main process; every process gets it."""
+    def _add(self, node: Node) -> None:
+        """
+        Writes the node on the main process. Training goes on as soon as the model's files are written; measuring,
+        syncing and publishing them is left to a thread.
+        """
+        self.flush()
         trainer = self.trainer
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
-        if trainer.is_world_process_zero():
-            node = self.graph.add(node, lambda folder: self._write(folder, node, state))
-        trainer.accelerator.wait_for_everyone()
         if not trainer.is_world_process_zero():
-            self.graph.refresh()
-        return self.graph[node.id]
+            return
+        written = Event()
 
-    def _write(self, folder: Path, node: Node, state: dict | None) -> dict[str, Any]:
-        trainer = self.trainer
-        with _no_progress_bars():
-            save_model(trainer.unwrapped, folder, state_dict=state)
-        if trainer.processing_class is not None:
-            trainer.processing_class.save_pretrained(folder)
-        parent = None if node.parent is None else self.graph[node.parent].folder
-        root = self.graph.root.folder if self.graph.nodes else None
-        measured = measure(folder, parent, root)
-        write_card(dataclasses.replace(node, **measured), folder)
-        return measured
+        def write(folder: Path) -> dict[str, Any]:
+            try:
+                with _no_progress_bars():
+                    save_model(trainer.unwrapped, folder, state_dict=state)
+                if trainer.processing_class is not None:
+                    trainer.processing_class.save_pretrained(folder)
+            finally:
+                written.set()
+            parent = None if node.parent is None else self.graph[node.parent].folder
+            measured = measure(folder, parent, self.graph.root.folder if self.graph.nodes else None)
+            write_card(dataclasses.replace(node, **measured), folder)
+            return measured
+
+        self._writing = self._writer.submit(self.graph.add, node, write)
+        # A node that is there already is not written again.
+        self._writing.add_done_callback(lambda _: written.set())
+        written.wait()
+
+    def flush(self) -> None:
+        """Waits until the last point is on disk; raises what went wrong on the way."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def finish(self) -> None:
+        """Every point is on disk, and every process sees them."""
+        self.flush()
+        self.trainer.accelerator.wait_for_everyone()
+        if not self.trainer.is_world_process_zero():
+            self.graph.refresh()
 
     def _distance_moved(self) -> float:
         """‖w − w_t‖ since the last recorded point."""
@@ -255,7 +280,8 @@ class PathRecorder:
     # ---- Resuming ----------------------------------------------------------------------------------------------
 
     def save(self, checkpoint: Path) -> None:
-        """Writes what a resumed run needs beside the Trainer's own files."""
+        """Writes what a resumed run needs beside the Trainer's own files, once the nodes it names are on disk."""
+        self.flush()
         if not self.trainer.is_world_process_zero():
             return
         checkpoint.mkdir(parents=True, exist_ok=True)

@@ -169,6 +169,7 @@ class FIPTrainer(Trainer):
     def graph(self) -> ModelGraph:
         """The graph that holds the path."""
         if self.path is not None:
+            self.path.flush()
             return self.path.graph
         return ModelGraph(self._graph_folder()) if self._given_graph is None else self._given_graph
 
@@ -436,6 +437,7 @@ class _RecordPoints(TrainerCallback):
         path = self.trainer.path
         if state.global_step > 0 and (not path.points or path.points[-1] < state.global_step):
             path.record()
+        path.finish()
 
 
 class _SeededByContent:

@@ -282,7 +282,7 @@ def _train(
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=_computes_in_bfloat16(device))
     spare = model.config.max_position_embeddings - max(len(piece) for pieces in plan for piece in pieces) - 2
     model.train()
-    bar = tqdm(plan, desc="masked language modelling", mininterval=1.0, disable=not progress)
+    bar = tqdm(plan, desc="masked language modelling", mininterval=1.0, disable=None if progress else True)
     for step, pieces in enumerate(bar):
         ids = _padded(pieces, tokenizer)
         inputs, masked = _mask(ids, tokenizer, mask_probability)
