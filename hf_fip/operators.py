@@ -10,15 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
 from .baselines import METHODS, get_method
 from .config import FIPConfig
-from .data.augment import shifted_copies
-from .data.sampling import stratified_indices
 from .errors import InputError
 from .functional.budget import Budget
 from .graph import ModelGraph, Node
@@ -26,7 +23,8 @@ from .models.embedded import build
 from .models.heads import grow_head, replace_head
 from .models.loading import load_model, load_processor
 from .path import Origin, last_complete_checkpoint
-from .tasks import Task, features
+from .task_data import TaskData, runner_up
+from .tasks import Task
 from .trainer import FIPTrainer
 
 
@@ -36,9 +34,6 @@ logger = logging.get_logger(__name__)
 
 EMBEDDED = "embedded:"
 CHECKPOINTS = "checkpoints"
-# Inputs of each old task, unseen in training, on which the budget is certified.
-HELD_OUT = 1000
-RUNNER_UP_ANCHORS = 256
 SHORT_NAMES = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
 
 
@@ -214,7 +209,7 @@ class ContinualLearning(Operator):
         set_seed(seed)
         model = node.load_model(is_trainable=True)
         spaces = node.protocol["label_space"]
-        data = _TaskData(processor, self.data_root, seed, self.parameters["max_length"])
+        data = TaskData(processor, self.data_root, seed, self.parameters["max_length"])
         anchors, held_out = data.anchors(
             old_tasks, spaces, self.parameters["anchors"], self._needs_labels, self.parameters["anchor_shift"]
         )
@@ -277,7 +272,7 @@ class ContinualLearning(Operator):
                 )
             return [known.index(name) for name in names]
         new = [f"{self.task.name}: {name}" if name in known else name for name in names]
-        grow_head(model, new, bias=min(0.0, _runner_up(model, anchors, processor)))
+        grow_head(model, new, bias=min(0.0, runner_up(model, anchors, processor)))
         return list(range(len(known), len(known) + len(names)))
 
 
@@ -339,7 +334,7 @@ def begin_graph(
     set_seed(seed)
     network = load_model(source, task=kind)
     replace_head(network, names)
-    data = _TaskData(processor, data_root, seed, max_length)
+    data = TaskData(processor, data_root, seed, max_length)
     space = list(range(len(names)))
     trainer = FIPTrainer(
         model=network,
@@ -357,62 +352,6 @@ def begin_graph(
     )
     _train(trainer)
     return trainer.graph.root
-
-
-class _TaskData:
-    """Tasks as data sets of model inputs."""
-
-    def __init__(self, processor, data_root: str | None, seed: int, max_length: int | None):
-        self.processor = processor
-        self.data_root = data_root
-        self.seed = seed
-        self.max_length = max_length
-
-    def features(self, task: Task, space: list[int], split: str, rows: Dataset | None = None) -> Dataset:
-        """Model inputs and labels, the labels being the task's output nodes."""
-        rows = task.load(split, self.data_root, self.seed) if rows is None else rows
-        if "label" in rows.column_names and space != list(range(space[0], space[0] + len(space))):
-            names = rows.features["label"].names
-            order = [names[space.index(node)] for node in sorted(space)]
-            rows = rows.align_labels_with_mapping({name: i for i, name in enumerate(order)}, "label")
-        return features(rows, self.processor, label_offset=min(space), max_length=self.max_length)
-
-    def anchors(
-        self, tasks: list[Task], spaces: dict, number: int, labelled: bool, shift: int
-    ) -> tuple[Dataset, Dataset]:
-        """Training inputs of the tasks as anchors, and inputs of their test splits to certify on."""
-        drawn, unseen = [], []
-        for index, task in enumerate(tasks):
-            share = number // len(tasks) + (index < number % len(tasks))
-            drawn.append(self._sample(task, spaces[task.name], "train", share, labelled, shift))
-            unseen.append(self._sample(task, spaces[task.name], "test", HELD_OUT, False))
-        return concatenate_datasets(drawn), concatenate_datasets(unseen)
-
-    def _sample(self, task: Task, space: list[int], split: str, size: int, labelled: bool, shift: int = 0) -> Dataset:
-        rows = task.load(split, self.data_root, self.seed)
-        # Drawn without a look at the labels: unlabelled data have none.
-        rows = rows.select(stratified_indices([0] * len(rows), size, self.seed))
-        if not labelled and "label" in rows.column_names:
-            rows = rows.remove_columns("label")
-        if shift:
-            rows = shifted_copies(rows, shift, seed=self.seed)
-        return self.features(task, space, split, rows)
-
-
-def _runner_up(model, anchors: Dataset, processor) -> float:
-    """
-    Median over anchors of the second largest output. New output nodes that start no higher leave the predictions on
-    old inputs as they are, so that the reference outputs are those of the network that is to be kept.
-    """
-    rows = anchors.select(range(min(len(anchors), RUNNER_UP_ANCHORS)))
-    rows = rows.remove_columns([name for name in ("labels",) if name in rows.column_names])
-    collate = DataCollatorWithPadding(processor) if isinstance(processor, PreTrainedTokenizerBase) else None
-    seconds = []
-    for start in range(0, len(rows), 64):
-        batch = (collate or default_data_collator)([rows[i] for i in range(start, min(start + 64, len(rows)))])
-        with torch.no_grad():
-            seconds.append(model.eval()(**batch).logits.topk(2).values[:, 1])
-    return torch.cat(seconds).median().item()
 
 
 def _config(graph: ModelGraph, branch: str, arguments: dict[str, Any], seed: int, *, path: Any) -> FIPConfig:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from .batches import EmptySteps, SeededByContent
 from .config import FIPConfig
 from .errors import InputError
 from .forward import OutputKind, base_model, count_labels, function_mode_, label_losses, logits_of, output_kind
@@ -120,7 +119,7 @@ class FIPTrainer(Trainer):
         super().__init__(
             model=load_model(model) if isinstance(model, str) else model,
             args=args,
-            train_dataset=train_dataset if self.has_task else _Steps(args),
+            train_dataset=train_dataset if self.has_task else EmptySteps(args),
             **kwargs,
         )
         if self.is_deepspeed_enabled:
@@ -271,7 +270,7 @@ class FIPTrainer(Trainer):
         if self.has_task:
             collate = self.data_collator
             if self.kind.per_token and not isinstance(collate, DataCollatorWithPadding):
-                self.data_collator = _SeededByContent(collate, self.data_seed)
+                self.data_collator = SeededByContent(collate, self.data_seed)
             try:
                 return super().get_train_dataloader()
             finally:
@@ -438,37 +437,6 @@ class _RecordPoints(TrainerCallback):
         if state.global_step > 0 and (not path.points or path.points[-1] < state.global_step):
             path.record()
         path.finish()
-
-
-class _SeededByContent:
-    """
-    A collator whose randomness (masks) is a function of the batch. Loaders collate ahead of the step, so that the
-    random state in a checkpoint is not the one the next batch was made with, and a resumed run would draw other masks.
-    """
-
-    def __init__(self, collate: Callable, seed: int):
-        self.collate = collate
-        self.seed = seed
-
-    def __call__(self, rows: list) -> Any:
-        tokens = [np.asarray(row["input_ids"]) for row in rows]
-        content = zlib.crc32(np.concatenate(tokens).tobytes())
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(content * 2**31 + self.seed % 2**31)
-            return self.collate(rows)
-
-
-class _Steps(Dataset):
-    """Stands in for the task data where there is no task: as many empty examples as the path's steps take."""
-
-    def __init__(self, args: FIPConfig):
-        self.length = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, int]:
-        return {"step": index}
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

@@ -65,6 +65,8 @@ def _anchor_words(protocol: Mapping[str, Any]) -> str:
     if not isinstance(anchors, Mapping) or not isinstance(anchors.get("number"), int):
         return _words(anchors or "")
     text = f"{anchors['number']:,} inputs"
+    if isinstance(anchors.get("inputs"), int) and anchors["inputs"] > anchors["number"]:
+        text += f" (with copies {anchors['inputs']:,})"
     if isinstance(anchors.get("tasks"), list):
         text += f" of {_words(anchors['tasks'])}"
     if isinstance(anchors.get("labels_used"), bool):
