@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from .errors import InputError
 from .functional.budget import DEFAULT_BETA, Budget
-from .functional.distances import get_distance
+from .functional.distances import Distance, get_distance
 
 
 CACHE_DTYPES = ("float32", "bfloat16", "float16")
@@ -110,7 +110,7 @@ class FIPConfig(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        get_distance(self.functional_distance)
+        self.distance  # noqa: B018 - refuses unknown distances and parameters
         self.budget  # noqa: B018 - refuses impossible budgets now, not after an hour
         _one_of("reference", self.reference, ("origin", "previous"))
         _one_of("hub_layout", self.hub_layout, ("repo", "revision"))
@@ -132,6 +132,13 @@ class FIPConfig(TrainingArguments):
             raise InputError(
                 f"path_points={self.path_points!r}: the end of the path is always recorded, use 1 or more"
             )
+
+    @property
+    def distance(self) -> Distance:
+        """The functional distance with its parameters."""
+        temperature = self.distance_temperature
+        options = {} if temperature is None else {"temperature": temperature}
+        return get_distance(self.functional_distance, **options)
 
     @property
     def budget(self) -> Budget:

@@ -15,7 +15,6 @@ from .errors import InputError
 from .forward import OutputKind, base_model, function_mode_, logits_of
 from .functional.anchors import Anchors, anchor_batch
 from .functional.budget import Drift, predictions_changed
-from .functional.distances import get_distance
 from .functional.penalty import AnchorLabels, FunctionalDistance, mean_by_example
 from .terms import OutputBatch, Step, Term, total_loss
 
@@ -50,8 +49,7 @@ class Preservation:
             return
         self._check_inputs()
         self.refer()
-        options = {} if self.args.distance_temperature is None else {"temperature": self.args.distance_temperature}
-        distance = get_distance(self.args.functional_distance, **options)
+        distance = self.args.distance
         reference = self.anchors.all_reference
         unit = float(distance.scale(reference))
         if not unit > 0:

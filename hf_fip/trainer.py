@@ -48,7 +48,9 @@ class FIPTrainer(Trainer):
             Arguments of the run.
         anchor_dataset (map-style dataset, *optional*):
             Inputs on which the function is kept, prepared like `train_dataset`. Labels are optional and not needed.
-            Without anchors nothing is kept: that is plain fine-tuning, recorded in a graph.
+            Where there are anchors the network trains in evaluation mode (no dropout, batch norms on their running
+            statistics), in which its function is defined. Without anchors nothing is kept: that is plain fine-tuning,
+            dropout and all, recorded in a graph.
         heldout_dataset (map-style dataset, *optional*):
             Further inputs of the old task, never trained on: the budget is certified on them.
         train_dataset (dataset, *optional*):
@@ -188,7 +190,9 @@ class FIPTrainer(Trainer):
         """The weighted sum of the terms in training; the plain task loss in evaluation."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        function_mode_(self.unwrapped)
+        if self.preservation.anchors is not None:
+            # Networks can be compared in one mode only; so all methods that are given anchors train in it.
+            function_mode_(self.unwrapped)
         step, outputs = self._forward(model, inputs, num_items_in_batch)
         loss, values = total_loss(self.terms, step)
         if loss is None:
