@@ -5,9 +5,9 @@ What a step along the path costs, against a plain Trainer step on as many exampl
 
 In one run, in turns, each in a process of its own: `plain` (transformers.Trainer on B + A examples), `fip` (FIPTrainer
 on B task examples and A anchors) and `paper` (the way of the paper's public code: a second copy of the model, whose
-outputs on the anchors are computed in every step). Ratios are of median step times and of peak memory above that of the
-imported libraries; times are not compared between runs. Also: what importing hf_fip adds to importing transformers, and
-how long recording a point takes against writing and syncing as many bytes.
+outputs on the anchors are computed in every step). Ratios are of median step times and of peak memory above that of
+the imported libraries; times are not compared between runs. Also: what importing hf_fip adds to importing
+transformers, and how long recording a point takes against writing and syncing as many bytes.
 """
 
 from __future__ import annotations
