@@ -23,6 +23,7 @@ from tests.testing_utils import arguments, case, texts
 
 torch.set_num_threads(1)
 folder, kind, per_device, accumulation = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+budget = float(sys.argv[5]) or None
 arguments_of = case(kind)
 if kind == "sequence-classification":
     arguments_of["heldout_dataset"] = texts(15, seed=9, labels=None)
@@ -32,9 +33,10 @@ trainer = FIPTrainer(
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
         anchor_batch_size=7,
-        optim="sgd",
-        learning_rate=0.05,
-        distance_budget=0.003,
+        optim="adamw_torch" if budget else "sgd",
+        learning_rate=0.005 if budget else 0.05,
+        beta=100.0 if budget else None,
+        distance_budget=budget,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
         save_strategy="steps",
         save_steps=3,
@@ -45,13 +47,14 @@ trainer.train()
 """
 
 
-def travel(tmp_path, name, kind, processes, per_device, accumulation=1):
+def travel(tmp_path, name, kind, processes, per_device, accumulation=1, budget=0):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     launcher = (
         [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     )
     command = [sys.executable, *launcher, str(script), str(tmp_path / name), kind, str(per_device), str(accumulation)]
+    command.append(str(budget))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -60,7 +63,7 @@ def travel(tmp_path, name, kind, processes, per_device, accumulation=1):
 
 @pytest.mark.parametrize("kind", ["sequence-classification", "text-generation"])
 def test_two_processes_equal_one(kind, tmp_path):
-    """Same batches, unevenly split anchors (7 over 2 and 4 parts), accumulation, restoration, recorded points."""
+    """Same batches, unevenly split anchors (7 over 2 and 4 parts), accumulation, recorded points."""
     one = travel(tmp_path, "one", kind, 1, 8)
     two = travel(tmp_path, "two", kind, 2, 2, accumulation=2)
     assert [node.step for node in two] == [0, 3, 6]
@@ -77,3 +80,12 @@ def test_two_processes_equal_one(kind, tmp_path):
         )
     state = json.loads((tmp_path / "two" / "checkpoint-6" / "fip_state.json").read_text())
     assert state["points"] == [3, 6]
+
+
+def test_two_processes_come_back_into_the_budget_together(tmp_path):
+    """Adam makes rounding visible, so that a restored path is compared by what it promises."""
+    graph = travel(tmp_path, "two", "sequence-classification", 2, 4, budget=0.02)
+    reports = [node.protocol["budget"] for node in list(graph)[1:]]
+    assert any(report["restoration_steps"] > 0 for report in reports)
+    assert all(report["anchors"]["distance"] <= 0.02 for report in reports if not report["cap_hit"])
+    assert not all(report["cap_hit"] for report in reports)
