@@ -151,6 +151,7 @@ class ModelGraph:
         try:
             return self._add(node, write_files)
         except Exception as error:
+            # Libraries in Rust report a full disk by exceptions of their own; all else is raised again as it is.
             if (number := storage_error(error)) is None:
                 raise
             message = (

@@ -83,7 +83,7 @@ def test_two_processes_equal_one(kind, tmp_path):
 
 
 def test_two_processes_come_back_into_the_budget_together(tmp_path):
-    """Adam makes rounding visible, so that a restored path is compared by what it promises."""
+    """Restored paths of one and of two processes were seen to differ; what is compared here is the promise."""
     graph = travel(tmp_path, "two", "sequence-classification", 2, 4, budget=0.02)
     reports = [node.protocol["budget"] for node in list(graph)[1:]]
     assert any(report["restoration_steps"] > 0 for report in reports)
