@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
+from .weights import Weight, open_weights
 
 
-_CHUNK = 1 << 22  # elements in memory at a time
-_MODEL_FILE = "model.safetensors"
-_INDEX_FILE = "model.safetensors.index.json"
-_ADAPTER_FILE = "adapter_model.safetensors"
 # Running statistics of batch normalisation describe the data; nobody optimises them.
 _STATISTICS = ("running_mean", "running_var")
 
@@ -47,7 +41,7 @@ def euclidean_distance(folder_a: str | PathLike[str], folder_b: str | PathLike[s
             shapes that differ in more than the number of rows.
     """
     with ExitStack() as stack:
-        weights_a, weights_b = _open(Path(folder_a), stack), _open(Path(folder_b), stack)
+        weights_a, weights_b = _open(folder_a, stack), _open(folder_b, stack)
         common = weights_a.keys() & weights_b.keys()
         if not common and (weights_a or weights_b):
             raise InputError(f"weights in {folder_a} and {folder_b} have no tensor in common; compare like models.")
@@ -62,9 +56,9 @@ def euclidean_distance(folder_a: str | PathLike[str], folder_b: str | PathLike[s
             shared = min(a.rows, b.rows) if name in common else 0
             longer = max((weight for weight in (a, b) if weight), key=lambda weight: weight.rows)
             for start, stop in longer.spans(0, shared):
-                total += _square(a.read(start, stop) - b.read(start, stop))
+                total += _square(_rows(a, start, stop) - _rows(b, start, stop))
             for start, stop in longer.spans(shared, longer.rows):
-                total += _square(longer.read(start, stop))
+                total += _square(_rows(longer, start, stop))
     return math.sqrt(total)
 
 
@@ -83,11 +77,11 @@ def sparsity(folder: str | PathLike[str]) -> float:
     """
     zeros = size = 0
     with ExitStack() as stack:
-        for weight in _open(Path(folder), stack).values():
+        for weight in _open(folder, stack).values():
             if len(weight.shape) < 2:
                 continue
             for start, stop in weight.spans(0, weight.rows):
-                values = weight.read(start, stop)
+                values = _rows(weight, start, stop)
                 size += values.numel()
                 zeros += values.numel() - int(torch.count_nonzero(values))
     return zeros / size if size else 0.0
@@ -126,62 +120,17 @@ def measure(
     return {"euclidean_distance": distances, "sparsity": share}
 
 
-class _Weight:
-    """One tensor in a memory-mapped file, read some rows at a time."""
-
-    def __init__(self, file: Any, name: str) -> None:
-        view = file.get_slice(name)
-        self.shape: list[int] = view.get_shape()
-        self.dtype: str = view.get_dtype()
-        self.rows = self.shape[0] if self.shape else 1
-        self._read = (lambda start, stop: view[start:stop]) if self.shape else (lambda *_: file.get_tensor(name))
-
-    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        step = max(1, _CHUNK // max(1, math.prod(self.shape[1:])))
-        for begin in range(start, stop, step):
-            yield begin, min(begin + step, stop)
-
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        values = self._read(start, stop)
-        return values if values.dtype == torch.float64 else values.float()
+def _open(folder: str | PathLike[str], stack: ExitStack) -> dict[str, Weight]:
+    return {
+        name: weight
+        for name, weight in open_weights(Path(folder), stack).items()
+        if weight.is_floating_point and not name.endswith(_STATISTICS)
+    }
 
 
-def _open(folder: Path, stack: ExitStack) -> dict[str, _Weight]:
-    weights = {}
-    for path in _weight_files(folder):
-        try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            found = {name: _Weight(file, name) for name in file.keys()}
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: not a readable safetensors file ({error}).") from None
-        weights |= {
-            name: weight
-            for name, weight in found.items()
-            if weight.dtype.startswith(("F", "BF")) and not name.endswith(_STATISTICS)
-        }
-    return weights
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _MODEL_FILE).is_file():
-        return [folder / _MODEL_FILE]
-    if (folder / _INDEX_FILE).is_file():
-        return _shards(folder / _INDEX_FILE)
-    if (folder / _ADAPTER_FILE).is_file():
-        return [folder / _ADAPTER_FILE]
-    raise InputError(f"folder {str(folder)!r} has no safetensors weights; save the model with save_pretrained first.")
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        # The index may come from anyone and must not lead out of the folder.
-        safe = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        names, safe = [], False
-    if not names or not safe:
-        raise InputError(f"{index}: field 'weight_map' does not name safetensors files of this folder.")
-    return [index.parent / name for name in names]
+def _rows(weight: Weight, start: int, stop: int) -> torch.Tensor:
+    values = weight.read(start, stop)
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _square(values: torch.Tensor) -> float:

@@ -289,7 +289,7 @@ class Node:
         """
         from ..models.loading import load_model
 
-        return load_model(self._files(), **kwargs)
+        return load_model(self.files(), **kwargs)
 
     def load_processor(self) -> Any:
         """
@@ -303,9 +303,18 @@ class Node:
         """
         from ..models.loading import load_processor
 
-        return load_processor(self._files())
+        return load_processor(self.files())
 
-    def _files(self) -> Path:
+    def files(self) -> Path:
+        """
+        The folder with all of the node's files.
+
+        Returns:
+            `Path`
+
+        Raises:
+            `InputError`: the node has no folder (it was never added to a graph).
+        """
         if self.folder is None:
             raise InputError(f"Node {self.id!r} has no folder: add it to a ModelGraph first.")
         return self.folder

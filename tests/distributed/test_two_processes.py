@@ -27,6 +27,8 @@ budget = float(sys.argv[5]) or None
 arguments_of = case(kind)
 if kind == "sequence-classification":
     arguments_of["heldout_dataset"] = texts(15, seed=9, labels=None)
+if budget:
+    arguments_of["model"] = arguments_of["model"].double()
 trainer = FIPTrainer(
     args=arguments(
         folder,
@@ -82,10 +84,20 @@ def test_two_processes_equal_one(kind, tmp_path):
     assert state["points"] == [3, 6]
 
 
-def test_two_processes_come_back_into_the_budget_together(tmp_path):
-    """Restored paths of one and of two processes were seen to differ; what is compared here is the promise."""
-    graph = travel(tmp_path, "two", "sequence-classification", 2, 4, budget=0.02)
-    reports = [node.protocol["budget"] for node in list(graph)[1:]]
+def test_two_processes_come_back_into_the_budget_as_one(tmp_path):
+    """
+    In float64: Adam's steps have the size of the learning rate even where a gradient is nothing but rounding (the
+    keys' biases), so in float32 two orders of summation part by several steps, as they do in any run with Adam.
+    """
+    one = travel(tmp_path, "one", "sequence-classification", 1, 8, budget=0.02)
+    two = travel(tmp_path, "two", "sequence-classification", 2, 2, accumulation=2, budget=0.02)
+    reports = [node.protocol["budget"] for node in list(two)[1:]]
     assert any(report["restoration_steps"] > 0 for report in reports)
     assert all(report["anchors"]["distance"] <= 0.02 for report in reports if not report["cap_hit"])
     assert not all(report["cap_hit"] for report in reports)
+    for single, double in zip(one, two, strict=True):
+        weights = [load_file(node.folder / "model.safetensors") for node in (single, double)]
+        assert_same_weights(*weights, tolerance=1e-6)
+        if single.parent is not None:
+            steps = [node.protocol["budget"]["restoration_steps"] for node in (single, double)]
+            assert steps[0] == steps[1]

@@ -50,7 +50,7 @@ def test_distance_equals_the_dense_reference(tmp_path, head, shard, dtype):
 
 
 def test_distance_of_weights_larger_than_what_is_read_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_fip.graph.distances._CHUNK", 100)
+    monkeypatch.setattr("hf_fip.graph.weights._CHUNK", 100)
     for name, seed in (("a", 0), ("b", 1)):
         bert(seed).save_pretrained(tmp_path / name)
     tensors = [load_file(tmp_path / name / "model.safetensors") for name in "ab"]
