@@ -1,102 +1,25 @@
-"""Operators: from a node of a model graph to the path of nodes they make. They compose with `@`, right to left."""
+"""The operator CL: a new task is learned, earlier ones are kept."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
-from transformers.utils import logging
 
-from .baselines import METHODS, get_method
-from .config import FIPConfig
-from .errors import InputError
-from .functional.budget import Budget
-from .graph import ModelGraph, Node
-from .models.embedded import build
-from .models.heads import grow_head, replace_head
-from .models.loading import load_model, load_processor
-from .path import Origin, last_complete_checkpoint
-from .task_data import TaskData, runner_up
-from .tasks import Task
-from .trainer import FIPTrainer
-
-
-__all__ = ["METHODS", "Compose", "ContinualLearning", "Operator", "Path", "begin_graph"]
-
-logger = logging.get_logger(__name__)
-
-EMBEDDED = "embedded:"
-CHECKPOINTS = "checkpoints"
-SHORT_NAMES = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Path(Sequence):
-    """
-    The nodes an operator made, in order.
-
-    Args:
-        start (`Node`): The node it was applied to.
-        nodes (`tuple` of `Node`): The recorded points.
-    """
-
-    start: Node
-    nodes: tuple[Node, ...]
-
-    @property
-    def end(self) -> Node:
-        """The last point."""
-        return self.nodes[-1]
-
-    def __len__(self) -> int:
-        return len(self.nodes)
-
-    def __getitem__(self, index):
-        return self.nodes[index]
-
-
-class Operator:
-    """Turns a node into a path of nodes. `(second @ first)(node)` applies `first`, then `second` to its end."""
-
-    def __call__(self, node: Node) -> Path:
-        raise TypeError(f"{type(self).__name__} defines no step from a node; use one of its subclasses")
-
-    def __matmul__(self, first: Operator) -> Compose:
-        if not isinstance(first, Operator):
-            return NotImplemented
-        return Compose(self, first)
-
-
-class Compose(Operator):
-    """
-    Operators applied one after the other, the last one first.
-
-    Args:
-        operators (`Operator`): As written in `third @ second @ first`.
-    """
-
-    def __init__(self, *operators: Operator):
-        self.operators = tuple(
-            part
-            for operator in operators
-            for part in (operator.operators if isinstance(operator, Compose) else [operator])
-        )
-
-    def __call__(self, node: Node) -> Path:
-        nodes: list[Node] = []
-        end = node
-        for operator in reversed(self.operators):
-            path = operator(end)
-            nodes += path.nodes
-            end = path.end
-        return Path(node, tuple(nodes))
+from ..baselines import get_method
+from ..data.resolve import EMBEDDED
+from ..errors import InputError
+from ..functional.budget import Budget
+from ..graph import Node
+from ..models.heads import grow_head
+from ..path import Origin
+from ..task_data import TaskData, runner_up
+from ..tasks import Task
+from ..trainer import FIPTrainer
+from .base import Operator, Path
+from .travel import graph_of, path_config, recorded_path, training_arguments, travel
 
 
 class ContinualLearning(Operator):
@@ -177,7 +100,7 @@ class ContinualLearning(Operator):
         }
         given = {name: value for name, value in preserving.items() if value} if method == "fip" else {}
         self.arguments = {
-            **_arguments(training),
+            **training_arguments(training),
             **self.method.arguments,
             **given,
             "anchor_batch_size": anchor_batch_size,
@@ -196,8 +119,8 @@ class ContinualLearning(Operator):
         }
 
     def __call__(self, node: Node) -> Path:
-        graph = _graph_of(node)
-        if finished := _recorded_path(graph, node, self.branch, self.parameters):
+        graph = graph_of(node)
+        if finished := recorded_path(graph, node, self.branch, self.parameters):
             return Path(node, finished)
         old_tasks = node.tasks
         if not old_tasks:
@@ -222,7 +145,7 @@ class ContinualLearning(Operator):
         tasks = [*old_tasks, self.task]
         trainer = FIPTrainer(
             model=model,
-            args=_config(graph, self.branch, self.arguments, seed, path=[node.id, self.parameters]),
+            args=path_config(graph, self.branch, self.arguments, seed, path=[node.id, self.parameters]),
             anchor_dataset=anchors,
             heldout_dataset=held_out,
             train_dataset=train,
@@ -251,8 +174,8 @@ class ContinualLearning(Operator):
                 },
             ),
         )
-        _train(trainer)
-        return Path(node, _recorded_path(trainer.graph, node, self.branch, self.parameters))
+        travel(trainer)
+        return Path(node, recorded_path(trainer.graph, node, self.branch, self.parameters))
 
     @property
     def _needs_labels(self) -> bool:
@@ -274,133 +197,6 @@ class ContinualLearning(Operator):
         new = [f"{self.task.name}: {name}" if name in known else name for name in names]
         grow_head(model, new, bias=min(0.0, runner_up(model, anchors, processor)))
         return list(range(len(known), len(known) + len(names)))
-
-
-def begin_graph(
-    graph: ModelGraph | str,
-    *,
-    model: str,
-    task: Task,
-    training: dict[str, Any] | None = None,
-    seed: int = 0,
-    data_root: str | None = None,
-    max_length: int | None = None,
-) -> Node:
-    """
-    Fine-tunes a model on a first task and records it as the root of a graph, the node `base`. Where the graph has that
-    node already, it is returned.
-
-    Args:
-        graph (`ModelGraph` or `str`): The graph or its folder.
-        model (`str`): Hub id, folder, or `embedded:NAME`; its head is replaced by one for the task's labels.
-        task (`Task`): The first task.
-        training (`dict`, *optional*): [`FIPConfig`] fields; `epochs` and `batch_size` for short.
-        seed (`int`, *optional*, defaults to 0): Seed of the head and of the order of the data.
-        data_root (`str`, *optional*): Local folder with the data sets, instead of the Hub.
-        max_length (`int`, *optional*): Tokens kept of a text.
-
-    Returns:
-        [`Node`]: the root.
-
-    Raises:
-        [`InputError`]: if the graph has another root.
-    """
-    graph = graph if isinstance(graph, ModelGraph) else ModelGraph(graph)
-    parameters = {
-        "model": model,
-        "task": task.to_dict(),
-        "seed": seed,
-        "max_length": max_length,
-        **_arguments(training),
-    }
-    if graph.nodes:
-        if graph.root.parameters != parameters:
-            raise InputError(
-                f"graph={str(graph.folder)!r} holds another graph: its root was made with {graph.root.parameters}; "
-                "choose another folder"
-            )
-        return graph.root
-    source = model
-    if model.startswith(EMBEDDED):
-        source = build(model.removeprefix(EMBEDDED), data_root=data_root, seed=seed)
-    processor = load_processor(source)
-    if processor is None:
-        raise InputError(
-            f"model={model!r}: no tokenizer or image processor was found there; without a network give a folder, or "
-            "embedded:bert-mini, embedded:cnn, …"
-        )
-    names = task.label_names(data_root)
-    kind = {"text": "sequence-classification", "image": "image-classification"}[task.modality(data_root)]
-    set_seed(seed)
-    network = load_model(source, task=kind)
-    replace_head(network, names)
-    data = TaskData(processor, data_root, seed, max_length)
-    space = list(range(len(names)))
-    trainer = FIPTrainer(
-        model=network,
-        args=_config(graph, "base", _arguments(training), seed, path=parameters),
-        train_dataset=data.features(task, space, "train"),
-        eval_dataset={task.name: data.features(task, space, "test")},
-        processing_class=processor,
-        graph=graph,
-        origin=Origin(
-            operator="FineTuning",
-            parameters=parameters,
-            protocol={"tasks": [task.to_dict()], "label_space": {task.name: space}, "model": model},
-            root_only=True,
-        ),
-    )
-    _train(trainer)
-    return trainer.graph.root
-
-
-def _config(graph: ModelGraph, branch: str, arguments: dict[str, Any], seed: int, *, path: Any) -> FIPConfig:
-    """Arguments of a run whose checkpoints lie in a folder of its own: another path never continues from them."""
-    defaults = {
-        "save_strategy": "steps",
-        "save_steps": 0.2,
-        "save_total_limit": 2,
-        "logging_steps": 0.05,
-        "per_device_eval_batch_size": 64,
-        "report_to": "none",
-    }
-    name = hashlib.blake2b(json.dumps(path, sort_keys=True).encode(), digest_size=4).hexdigest()
-    folder = graph.folder.parent / CHECKPOINTS / f"{branch}-{name}"
-    try:
-        return FIPConfig(output_dir=str(folder), seed=seed, branch=branch, **{**defaults, **arguments})
-    except TypeError as error:
-        raise InputError(f"training: {error}; its keys are FIPConfig's fields, `epochs` and `batch_size`") from None
-
-
-def _train(trainer: FIPTrainer) -> None:
-    checkpoint = last_complete_checkpoint(trainer.args.output_dir)
-    if checkpoint is not None:
-        logger.info(f"continuing from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
-
-
-def _recorded_path(graph: ModelGraph, start: Node, branch: str, parameters: dict) -> tuple[Node, ...] | None:
-    """The path in the graph that these parameters made from `start`, if it was travelled to its end."""
-
-    def made(parent: Node) -> Iterator[Node]:
-        for node in graph.children(parent):
-            if node.name == branch and node.parameters == parameters:
-                yield node
-                yield from made(node)
-
-    nodes = tuple(made(start))
-    return nodes if nodes and nodes[-1].protocol.get("path", {}).get("finished") else None
-
-
-def _graph_of(node: Node) -> ModelGraph:
-    if node.folder is None:
-        raise InputError(f"node {node.id!r} lies in no graph; take it from ModelGraph.load(folder)")
-    return ModelGraph.load(node.folder.parent.parent)
-
-
-def _arguments(training: dict[str, Any] | None) -> dict[str, Any]:
-    return {SHORT_NAMES.get(name, name): value for name, value in (training or {}).items()}
 
 
 def _short_name(dataset: str) -> str:

@@ -1,0 +1,9 @@
+"""Operators: from a node of a model graph to the path of nodes they make. They compose with `@`, right to left."""
+
+from ..baselines import METHODS
+from .base import Compose, Operator, Path
+from .continual_learning import ContinualLearning
+from .origin import begin_graph
+
+
+__all__ = ["METHODS", "Compose", "ContinualLearning", "Operator", "Path", "begin_graph"]
