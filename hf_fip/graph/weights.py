@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import InputError
 
 
-_CHUNK = 1 << 22  # elements in memory at a time
+_CHUNK = 1 << 20  # elements in memory at a time
 _MODEL_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _ADAPTER_FILE = "adapter_model.safetensors"
