@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
 from .data.augment import shifted_copies
+from .data.masking import MaskingCollator, likelihoods, masked_once, perplexity
 from .data.sampling import stratified_indices
+from .errors import InputError
 from .tasks import Task, features
 
 
@@ -28,11 +32,25 @@ class TaskData:
     def features(self, task: Task, space: list[int], split: str, rows: Dataset | None = None) -> Dataset:
         """Model inputs and labels, the labels being the task's output nodes."""
         rows = task.load(split, self.data_root, self.seed) if rows is None else rows
+        if task.kind == "fill-mask":
+            return features(rows, self.processor, max_length=self.max_length)
         if "label" in rows.column_names and space != list(range(space[0], space[0] + len(space))):
             names = rows.features["label"].names
             order = [names[space.index(node)] for node in sorted(space)]
             rows = rows.align_labels_with_mapping({name: i for i, name in enumerate(order)}, "label")
         return features(rows, self.processor, label_offset=min(space), max_length=self.max_length)
+
+    def evaluation(self, tasks: list[Task], spaces: dict) -> dict[str, Any]:
+        """Arguments of a trainer: the test rows of the tasks, and how batches are made and measured."""
+        rows = {task.name: self.features(task, spaces[task.name], "test") for task in tasks}
+        if kind_of(tasks) == "classification":
+            return {"eval_dataset": rows}
+        return {
+            "eval_dataset": {name: masked_once(test, self.processor, seed=self.seed) for name, test in rows.items()},
+            "data_collator": MaskingCollator(self.processor),
+            "preprocess_logits_for_metrics": likelihoods,
+            "compute_metrics": perplexity,
+        }
 
     def anchors(
         self, tasks: list[Task], spaces: dict, number: int, labelled: bool, shift: int
@@ -54,6 +72,20 @@ class TaskData:
         if shift:
             rows = shifted_copies(rows, shift, seed=self.seed)
         return self.features(task, space, split, rows)
+
+
+def kind_of(tasks: list[Task]) -> str:
+    """
+    What all of the tasks are.
+
+    Raises:
+        [`InputError`]: they are of different kinds, which no one head serves.
+    """
+    kinds = {task.kind: task.name for task in tasks}
+    if len(kinds) > 1:
+        named = ", ".join(f"{name!r} is {kind}" for kind, name in kinds.items())
+        raise InputError(f"tasks: {named}; the tasks of one model are of one kind")
+    return next(iter(kinds))
 
 
 def runner_up(model, anchors: Dataset, processor) -> float:

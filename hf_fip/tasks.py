@@ -16,6 +16,9 @@ from .errors import InputError
 __all__ = ["Task", "digest", "features", "resolve_dataset"]
 
 
+KINDS = ("classification", "fill-mask")
+
+
 @dataclass(frozen=True)
 class Task:
     """
@@ -35,6 +38,8 @@ class Task:
             Names for the classes kept, in their order: for data sets that call the same labels differently.
         max_train (`int`, *optional*): largest number of training rows, each class with its share.
         max_test (`int`, *optional*): largest number of test rows.
+        kind (`str`, *optional*, defaults to `"classification"`):
+            `"classification"`, or `"fill-mask"`: masked language modelling of the texts, whatever labels they have.
 
     Raises:
         [`InputError`]: a value is of the wrong kind.
@@ -51,6 +56,7 @@ class Task:
     class_names: list[str] | None = None
     max_train: int | None = None
     max_test: int | None = None
+    kind: str = "classification"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -62,6 +68,8 @@ class Task:
                 raise InputError(f"{field.name}={value!r} of a task: give a number of rows, at least 1.")
             if not integer and (not isinstance(value, str) or not value):
                 raise InputError(f"{field.name}={value!r} of a task: give a string.")
+        if self.kind not in KINDS:
+            raise InputError(f"kind={self.kind!r} of a task: give one of {', '.join(KINDS)}.")
         if "/" in self.name:
             raise InputError(f"name={self.name!r} of a task: leave out '/', which separates it from a metric's name.")
         if self.classes is not None:
@@ -127,11 +135,16 @@ class Task:
         labels = None if column is None else row_labels(rows, column)
         if labels is not None and all(label is None for label in labels):
             labels = None
+        if self.kind == "fill-mask":
+            labels = None
         loaded = rows.select_columns([source]).rename_columns({source: modality} if source != modality else {})
         if labels is None:
             if self.classes is not None:
                 raise InputError(f"classes={self.classes!r} of task {self.name!r}: its data set has no labels.")
             numbers = np.zeros(len(rows), dtype=np.int64)
+            if self.kind == "fill-mask":
+                # Corpora come in lines, and some of them are empty.
+                numbers[[not text.strip() for text in loaded[modality]]] = -1
         else:
             numbers, names = self._numbered(labels, rows, column, split, data_root)
             loaded = loaded.add_column("label", numbers, feature=ClassLabel(names=names))

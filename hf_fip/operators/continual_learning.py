@@ -15,7 +15,7 @@ from ..functional.budget import Budget
 from ..graph import Node
 from ..models.heads import grow_head
 from ..path import Origin
-from ..task_data import TaskData, runner_up
+from ..task_data import TaskData, kind_of, runner_up
 from ..tasks import Task
 from ..trainer import FIPTrainer
 from .base import Operator, Path
@@ -127,6 +127,8 @@ class ContinualLearning(Operator):
             raise InputError(f"node {node.id!r} names no task, so there is nothing to take anchors from")
         if any(old.name == self.task.name for old in old_tasks):
             raise InputError(f"node {node.id!r} has learned a task {self.task.name!r} already; name the new one")
+        tasks = [*old_tasks, self.task]
+        kind = kind_of(tasks)
         seed = self.parameters["seed"]
         processor = node.load_processor()
         set_seed(seed)
@@ -136,20 +138,19 @@ class ContinualLearning(Operator):
         anchors, held_out = data.anchors(
             old_tasks, spaces, self.parameters["anchors"], self._needs_labels, self.parameters["anchor_shift"]
         )
-        space = self._extend_head(model, anchors, processor)
+        space = [] if kind == "fill-mask" else self._extend_head(model, anchors, processor)
         spaces = {**spaces, self.task.name: space}
         train = data.features(self.task, space, "train")
         if self.method.all_data:
             earlier = [data.features(old, spaces[old.name], "train") for old in old_tasks]
             train = concatenate_datasets([train, *earlier]).shuffle(seed=seed)
-        tasks = [*old_tasks, self.task]
         trainer = FIPTrainer(
             model=model,
             args=path_config(graph, self.branch, self.arguments, seed, path=[node.id, self.parameters]),
             anchor_dataset=anchors,
             heldout_dataset=held_out,
             train_dataset=train,
-            eval_dataset={task.name: data.features(task, spaces[task.name], "test") for task in tasks},
+            **data.evaluation(tasks, spaces),
             processing_class=processor,
             terms=self.method.terms(),
             preserve=self.method.preserve,
@@ -161,7 +162,7 @@ class ContinualLearning(Operator):
                 protocol={
                     "tasks": [task.to_dict() for task in tasks],
                     "label_space": spaces,
-                    "label_policy": self.parameters["label_space"],
+                    "label_policy": "vocabulary" if kind == "fill-mask" else self.parameters["label_space"],
                     "task_id_at_test": False,
                     "method": self.method.summary,
                     "anchors": {

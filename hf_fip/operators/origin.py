@@ -35,7 +35,8 @@ def begin_graph(
 
     Args:
         graph (`ModelGraph` or `str`): The graph or its folder.
-        model (`str`): Hub id, folder, or `embedded:NAME`; its head is replaced by one for the task's labels.
+        model (`str`): Hub id, folder, or `embedded:NAME`; its head is replaced by one for the task's labels,
+            or kept for masked language modelling.
         task (`Task`): The first task.
         training (`dict`, *optional*): [`FIPConfig`] fields; `epochs` and `batch_size` for short.
         seed (`int`, *optional*, defaults to 0): Seed of the head and of the order of the data.
@@ -72,18 +73,20 @@ def begin_graph(
             f"model={model!r}: no tokenizer or image processor was found there; without a network give a folder, or "
             "embedded:bert-mini, embedded:cnn, …"
         )
-    names = task.label_names(data_root)
-    kind = {"text": "sequence-classification", "image": "image-classification"}[task.modality(data_root)]
     set_seed(seed)
-    network = load_model(source, task=kind)
-    replace_head(network, names)
+    if task.kind == "fill-mask":
+        network, space = load_model(source, task=task.kind), []
+    else:
+        names = task.label_names(data_root)
+        kind = {"text": "sequence-classification", "image": "image-classification"}[task.modality(data_root)]
+        network, space = load_model(source, task=kind), list(range(len(names)))
+        replace_head(network, names)
     data = TaskData(processor, data_root, seed, max_length)
-    space = list(range(len(names)))
     trainer = FIPTrainer(
         model=network,
         args=path_config(graph, "base", training_arguments(training), seed, path=parameters),
         train_dataset=data.features(task, space, "train"),
-        eval_dataset={task.name: data.features(task, space, "test")},
+        **data.evaluation([task], {task.name: space}),
         processing_class=processor,
         graph=graph,
         origin=Origin(
