@@ -76,7 +76,9 @@ def likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
     losses = cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     )
-    return torch.stack([losses.view_as(labels).sum(1), labels.ne(IGNORED_LABEL).sum(1)], dim=1)
+    rows = logits.flatten(0, 1).float()
+    losses = cross_entropy(rows, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none").view_as(labels)
+    return torch.stack([losses.sum(1), labels.ne(IGNORED_LABEL).sum(1)], dim=1)
 
 
 def perplexity(prediction: EvalPrediction) -> dict[str, float]:

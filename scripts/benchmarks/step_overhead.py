@@ -14,6 +14,7 @@ syncing the tensors alone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import os
@@ -279,7 +280,8 @@ def _record_point() -> dict:
             logging_strategy="no",
         )
         trainer = FIPTrainer(model=model, args=config, train_dataset=task, callbacks=[Clock()])
-        trainer.train()
+        with contextlib.redirect_stdout(sys.stderr):
+            trainer.train()
         size = (trainer.graph.root.folder / "model.safetensors").stat().st_size
         for number in range(5):
             file = Path(folder) / f"{number}.safetensors"
