@@ -150,10 +150,11 @@ def _claimed(folder: Path) -> Iterator[None]:
 def _settle_recipe(recipe: Recipe, folder: Path) -> Recipe:
     """
     The recipe of the folder: the given one and the branches that earlier runs made there. It is written down before
-    anything is trained.
+    anything is trained; one that came to nothing binds nobody.
     """
     path = folder / RECIPE_FILE
-    if path.is_file():
+    begun = (folder / "graph").exists() and any((folder / "graph").iterdir())
+    if path.is_file() and begun:
         earlier = parse_recipe(read(path), recipe.name)
         recipe = replace(
             recipe,
@@ -166,7 +167,7 @@ def _settle_recipe(recipe: Recipe, folder: Path) -> Recipe:
                     f"output_dir '{folder}' has a branch '{name}' of another kind; give another --output_dir"
                 )
         _check_same(earlier, recipe, folder)
-    elif (folder / "graph").exists() and any((folder / "graph").iterdir()):
+    elif begun:
         raise InputError(f"output_dir '{folder}' holds a graph that no recipe made; give another --output_dir")
     temporary = path.with_suffix(".tmp")
     temporary.write_text(recipe.to_yaml(), encoding="utf-8")
