@@ -24,9 +24,10 @@ class SeededByContent:
 
     def __call__(self, rows: list) -> Any:
         tokens = [np.asarray(row["input_ids"]) for row in rows]
-        content = zlib.crc32(np.concatenate(tokens).tobytes())
+        # The generator takes no more than 32 bits of its seed.
+        seed = zlib.crc32(np.concatenate(tokens).tobytes(), zlib.crc32(str(self.seed).encode()))
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(content * 2**31 + self.seed % 2**31)
+            torch.default_generator.manual_seed(seed)
             return self.collate(rows)
 
 

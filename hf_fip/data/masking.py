@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def masked_once(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, seed: int)
 
     def mask(row: dict[str, Any], index: int) -> dict[str, Any]:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed * 2**32 + index)
+            # The generator takes no more than 32 bits of its seed.
+            torch.default_generator.manual_seed(zlib.crc32(f"{seed}-{index}".encode()))
             batch = collate([row])
         return {name: batch[name][0].tolist() for name in ("input_ids", "labels")}
 

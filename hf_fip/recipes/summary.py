@@ -18,21 +18,22 @@ def summary(result: dict[str, Any]) -> str:
     """
     ends = _in_order(result["endpoints"])
     metrics = {branch: result["metrics"][node] for branch, node in ends.items()}
-    learned = [f"{task}/accuracy" for task in result["recipe"]["tasks"]]
-    accuracies = [name for name in learned if any(name in values for values in metrics.values())]
+    measured = next((name for name in METRICS if _tasks_with(name, result, metrics)), "accuracy")
+    unit, shown = METRICS[measured]
+    tasks = _tasks_with(measured, result, metrics)
     distances = {branch: result["functional_distance"][node] for branch, node in ends.items()}
     kind = _kind(next((distance for distance in reversed(distances.values()) if distance.get("name")), {}))
-    rows = [["branch", *(name.removesuffix("/accuracy") for name in accuracies), "mean", "distance"]]
+    rows = [["branch", *tasks, "mean", "distance"]]
     for branch, distance in distances.items():
-        values = [metrics[branch].get(name) for name in accuracies]
+        values = [metrics[branch].get(f"{task}/{measured}") for task in tasks]
         # Numbers in two units side by side would be compared.
         length = distance["root"] if _kind(distance) == kind else None
-        rows.append([branch, *map(_percent, values), _percent(_mean(values)), _number(length)])
+        rows.append([branch, *map(shown, values), shown(_mean(values)), _number(length)])
     lines = [
         "",
         *aligned(rows),
         "",
-        f"accuracy in %; distance: functional distance to base on the anchors{f' ({kind})' if kind else ''}",
+        f"{measured}{unit}; distance: functional distance to base on the anchors{f' ({kind})' if kind else ''}",
         "",
         f"graph   {result['graph']}",
     ]
@@ -51,6 +52,10 @@ def aligned(rows: list[list[str]]) -> list[str]:
         )
         for row in rows
     ]
+
+
+def _tasks_with(metric: str, result: dict[str, Any], metrics: dict[str, dict[str, float]]) -> list[str]:
+    return [t for t in result["recipe"]["tasks"] if any(f"{t}/{metric}" in values for values in metrics.values())]
 
 
 def _in_order(endpoints: dict[str, str]) -> dict[str, str]:
@@ -75,3 +80,11 @@ def _percent(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def _short(value: float | None) -> str:
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+# What a summary shows of each task, the first that was measured: its unit, and how it is written.
+METRICS = {"accuracy": (" in %", _percent), "perplexity": ("", _short)}
