@@ -79,8 +79,8 @@ def run(recipe: Recipe, output_dir: str | os.PathLike[str] | None = None) -> dic
             max_length=recipe.max_length,
         )
         for number, (branch, steps) in enumerate(plan.items(), start=2):
-            tasks = ", then ".join(step.task for step in steps)
-            logger.info(f"[{number}/{len(plan) + 1}] {branch}: {base.id} learns {tasks}")
+            purpose = ", then ".join(step.purpose for step in steps)
+            logger.info(f"[{number}/{len(plan) + 1}] {branch}: {base.id} {purpose}")
             _travel(base, branch, steps, recipe)
         graph.refresh()
         report = _write_report(graph, folder, recipe) if recipe.report else None
@@ -100,7 +100,7 @@ def _travel(base: Node, branch: str, steps: tuple[Step, ...], recipe: Recipe) ->
     node = base
     for step in steps:
         operator = getattr(operators, step.operator)(
-            recipe.tasks[step.task],
+            *([] if step.task is None else [recipe.tasks[step.task]]),
             method=step.method,
             branch=branch,
             training=step.training,

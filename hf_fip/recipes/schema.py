@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Container
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .document import dump
@@ -50,7 +51,52 @@ class Settings:
     seed: int = field(default=0, metadata={"min": 0})
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompressionSettings:
+    """
+    What a step of [`~hf_fip.Compression`] reads beside the settings that all operators share; what it is not given is
+    the operator's own default.
+
+    Args:
+        sparsity (`float` or `list`, *optional*): Share of zeros, or the shares of the path's points.
+        projection (`str` or `dict`, *optional*): The target set: `unstructured`, `2:4`, `structured`, `int8`, ….
+        steps (`int` or `list`, *optional*): Optimizer steps of the path, or of each of its segments.
+        schedule (`str` or `list`, *optional*): How the share rises: `cubic`, `linear`, `constant`, or shares.
+        ramp (`float`, *optional*): Share of a segment's steps in which it rises.
+        strength (`float`, *optional*): Of the pull towards the target set.
+        score (`str`, *optional*): Which weights go first: `magnitude`, `saliency` or `second_order`.
+        include (`list`, *optional*): Patterns of weight names to prune besides.
+        exclude (`list`, *optional*): Patterns of weight names to leave alone besides.
+        labels (`bool`, *optional*): Whether to train on the tasks' labels too.
+        keep_zeros (`bool`, *optional*): Whether zeros stay zero.
+    """
+
+    sparsity: float | list[float] | None = None
+    projection: str | dict[str, Any] | None = None
+    steps: int | list[int] | None = None
+    schedule: str | list[float] | None = None
+    ramp: float | None = field(default=None, metadata={"min": 0})
+    strength: float | None = field(default=None, metadata={"min": 0})
+    score: str | None = None
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    labels: bool | None = None
+    keep_zeros: bool | None = None
+
+
 SETTINGS = tuple(setting.name for setting in fields(Settings))
+# Of each operator: the settings it takes from the recipe, and those that only a step gives.
+SHARED = {
+    "ContinualLearning": SETTINGS,
+    "Compression": (
+        "anchors anchor_batch_size anchor_shift functional_distance beta distance_budget disagreement_budget "
+        "max_length seed"
+    ).split(),
+}
+OWN = {
+    "ContinualLearning": ("keep_zeros",),
+    "Compression": tuple(setting.name for setting in fields(CompressionSettings)),
+}
 
 
 @dataclass(frozen=True)
@@ -60,20 +106,30 @@ class Step:
 
     Args:
         operator (`str`): Name of the operator.
-        task (`str`): Name of the task it learns.
+        task (`str`, *optional*): Name of the task it learns, where it learns one.
         method (`str`, *optional*, defaults to `"fip"`): How.
-        settings (`dict[str, Any]`, *optional*): The fields of [`Settings`] this step gives itself.
+        settings (`dict[str, Any]`, *optional*):
+            The fields of [`Settings`] and [`CompressionSettings`] this step gives itself.
         training (`dict[str, Any]`, *optional*): What it changes of the recipe's `training`.
     """
 
     operator: str
-    task: str
+    task: str | None = None
     method: str = "fip"
     settings: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def purpose(self) -> str:
+        """What it does, in words."""
+        if self.task is not None:
+            return f"learns {self.task}"
+        goal = self.settings.get("sparsity", self.settings.get("projection"))
+        return f"is compressed{'' if goal is None else f' to {goal}'}"
+
     def to_dict(self) -> dict[str, Any]:
-        data = {"operator": self.operator, "task": self.task, "method": self.method, **self.settings}
+        task = {} if self.task is None else {"task": self.task}
+        data = {"operator": self.operator, **task, "method": self.method, **self.settings}
         return {**data, "training": dict(self.training)} if self.training else data
 
 
@@ -121,16 +177,22 @@ class Recipe(Settings):
         branches = {"fip": self.path} if self.path else {}
         for method in self.baselines:
             branches[method] = tuple(
-                Step(step.operator, step.task, method, step.settings, step.training)
-                for step in self.path
-                if step.operator == "ContinualLearning"
+                replace(step, method=method) if method in methods_of(step.operator) else step for step in self.path
             )
         branches |= self.branches
         return {name: tuple(self._complete(step) for step in steps) for name, steps in branches.items()}
 
     def _complete(self, step: Step) -> Step:
-        settings = {name: step.settings.get(name, getattr(self, name)) for name in SETTINGS}
-        return Step(step.operator, step.task, step.method, settings, {**self.training, **step.training})
+        shared = {name: step.settings.get(name, getattr(self, name)) for name in SHARED[step.operator]}
+        if step.operator != "ContinualLearning":
+            # Other operators have defaults of their own, which those of the recipe are not meant to change.
+            shared = {
+                name: value
+                for name, value in shared.items()
+                if name in step.settings or name == "seed" or value != getattr(Settings, name)
+            }
+        own = {name: step.settings[name] for name in OWN[step.operator] if name in step.settings}
+        return replace(step, settings={**shared, **own}, training={**self.training, **step.training})
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data: every key, with its defaults."""
@@ -145,6 +207,14 @@ class Recipe(Settings):
     def to_yaml(self) -> str:
         """The recipe as YAML that gives the same recipe when it is loaded."""
         return dump(self.to_dict())
+
+
+def methods_of(operator: str) -> Container[str]:
+    """The methods an operator knows."""
+    from ..baselines import METHODS
+    from ..baselines.compression import COMPRESSION_METHODS
+
+    return {"ContinualLearning": METHODS, "Compression": COMPRESSION_METHODS}[operator]
 
 
 def _task_to_dict(task: Task) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from ..errors import InputError
 from . import checks
 from .document import Document, KeyPath, dotted
-from .schema import SETTINGS, Recipe, Settings, Step
+from .schema import OWN, SETTINGS, SHARED, CompressionSettings, Recipe, Settings, Step, methods_of
 
 
 if TYPE_CHECKING:
@@ -22,7 +22,17 @@ KEYS = tuple(sorted((option.name for option in fields(Recipe)), key=lambda key: 
 # Settings for certain values of `model`; the loader applies them, so a checked recipe has none.
 VARIANTS = "variants"
 # The keys a step of each operator takes.
-OPERATORS = {"ContinualLearning": ("operator", "task", "method", *SETTINGS, "training")}
+OPERATORS = {
+    "ContinualLearning": (
+        "operator",
+        "task",
+        "method",
+        *SHARED["ContinualLearning"],
+        *OWN["ContinualLearning"],
+        "training",
+    ),
+    "Compression": ("operator", "method", *SHARED["Compression"], *OWN["Compression"], "training"),
+}
 RESERVED_BRANCHES = ("base", "fip")
 # `base` and `training` take every field of FIPConfig, and the two settings that all recipes have by a short name.
 SHORT_NAMES = {"epochs": float, "batch_size": int}
@@ -72,7 +82,7 @@ def parse_recipe(document: Document, name: str) -> Recipe:
     tasks = {task: _task(document, task) for task in names}
     base = {"task": base_task, **_training(document, ("base",))}
     training = _training(document, ("training",))
-    _registered_names(document)
+    _registered_names(document, path)
     return Recipe(
         **{"name": name, **values},
         tasks=tasks,
@@ -89,10 +99,10 @@ _STRUCTURED = ("tasks", "base", "training", "path", "branches", "baselines")
 
 @cache
 def _recipe_hints() -> dict[str, Any]:
-    return get_type_hints(Recipe, localns={"Task": Any})
+    return {**get_type_hints(CompressionSettings), **get_type_hints(Recipe, localns={"Task": Any})}
 
 
-_BOUNDS = {option.name: dict(option.metadata) for option in fields(Settings)}
+_BOUNDS = {option.name: dict(option.metadata) for kind in (Settings, CompressionSettings) for option in fields(kind)}
 
 
 def _value(document: Document, path: KeyPath, hint: Any = None, bounds: dict[str, float] | None = None) -> Any:
@@ -166,18 +176,22 @@ def _steps(document: Document, path: KeyPath, tasks: list[str]) -> tuple[Step, .
 
 def _step(document: Document, path: KeyPath, tasks: list[str]) -> Step:
     given = _mapping(document, path)
-    for key in ("operator", "task"):
-        if key not in given:
-            raise document.error(path, f"key '{key}' is missing in '{dotted(path)}'")
+    if "operator" not in given:
+        raise document.error(path, f"key 'operator' is missing in '{dotted(path)}'")
     operator = _one_of(document, path + ("operator",), "operator", OPERATORS)
     _known_keys(document, path, OPERATORS[operator])
+    if "task" in OPERATORS[operator] and "task" not in given:
+        raise document.error(path, f"key 'task' is missing in '{dotted(path)}'")
     return Step(
         operator,
-        task=_one_of(document, path + ("task",), "task", tasks),
+        task=_one_of(document, path + ("task",), "task", tasks) if "task" in given else None,
         method=_value(document, path + ("method",), str) if "method" in given else "fip",
-        settings={key: _value(document, path + (key,)) for key in given if key in SETTINGS},
+        settings={key: _value(document, path + (key,)) for key in given if key in _SETTABLE},
         training=_training(document, path + ("training",)),
     )
+
+
+_SETTABLE = {key for operator in OPERATORS for key in (*SHARED[operator], *OWN[operator])}
 
 
 def _baselines(document: Document, branches: Iterable[str]) -> tuple[str, ...]:
@@ -254,16 +268,17 @@ def _config_hints() -> dict[str, Any]:
     }
 
 
-def _registered_names(document: Document) -> None:
-    from ..baselines import METHODS
+def _registered_names(document: Document, path: tuple[Step, ...]) -> None:
     from ..functional.distances import known_distances
 
+    operators = {step.operator for step in path} or OPERATORS.keys()
+    known = [method for operator in operators for method in methods_of(operator)]
     baselines = document.get(()).get("baselines") or []
     for number in range(len(baselines)):
-        _one_of(document, ("baselines", number), "method", METHODS)
+        _one_of(document, ("baselines", number), "method", known)
     for place in [(), *_step_places(document)]:
         given = document.get(place)
         if place and "method" in given:
-            _one_of(document, place + ("method",), "method", METHODS)
+            _one_of(document, place + ("method",), "method", methods_of(given["operator"]))
         if given.get("functional_distance") is not None:
             _one_of(document, place + ("functional_distance",), "functional distance", known_distances())
