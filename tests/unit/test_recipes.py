@@ -253,9 +253,12 @@ def test_the_small_bert_of_yelp_imdb_learns_faster():
 
 def test_a_step_takes_what_its_operator_takes():
     operators = pytest.importorskip("hf_fip.operators")
-    arguments = set(inspect.signature(operators.ContinualLearning).parameters)
     # The runner gives these: the task by its name, the branch's name, the recipe's folder of data.
-    assert set(OPERATORS["ContinualLearning"]) - {"operator", "task"} == arguments - {"dataset", "branch", "data_root"}
+    given = {"dataset", "branch", "data_root"}
+    learning = set(inspect.signature(operators.ContinualLearning).parameters)
+    assert set(OPERATORS["ContinualLearning"]) - {"operator", "task"} == learning - given
+    compression = set(inspect.signature(operators.Compression).parameters)
+    assert set(OPERATORS["Compression"]) - {"operator"} <= compression - given
 
 
 def test_a_recipe_s_keys_cannot_be_changed(recipe_file):
@@ -345,3 +348,49 @@ def test_recipes_are_listed_without_importing_torch():
     code = "import sys; import hf_fip.recipes as r; assert r.builtin_recipes()['demo']; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+COMPRESSING = """
+model: embedded:cnn
+tasks: {digits: {dataset: 'embedded:digits'}, letters: {dataset: 'embedded:letters'}}
+anchors: 100
+distance_budget: 0.1
+path:
+  - {operator: ContinualLearning, task: letters}
+  - {operator: Compression, sparsity: [0.5, 0.9], steps: 20, training: {learning_rate: 1e-3}}
+baselines: [naive, gmp]
+"""
+
+
+def test_steps_of_compression(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(COMPRESSING)
+    recipe = load_recipe(str(file))
+    learning, compressing = recipe.plan()["fip"]
+    assert compressing.settings == {
+        "anchors": 100, "distance_budget": 0.1, "seed": 0, "sparsity": [0.5, 0.9], "steps": 20
+    }  # fmt: skip
+    assert learning.settings["path_points"] == 5, "what only another operator takes is not handed on"
+    assert [step.method for step in recipe.plan()["naive"]] == ["naive", "fip"]
+    assert [step.method for step in recipe.plan()["gmp"]] == ["fip", "gmp"]
+    file.write_text(recipe.to_yaml())
+    assert load_recipe(str(file)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("sparsity: [0.5, 0.9]", "sparsity: yes", "sparsity' must be a number or a list"),
+        ("steps: 20", "path_points: 20", "unknown key 'path_points'"),
+        ("operator: Compression,", "operator: Compression, task: digits,", "unknown key 'task'"),
+        ("operator: ContinualLearning, task: letters", "operator: ContinualLearning", "key 'task' is missing"),
+        ("baselines: [naive, gmp]", "baselines: [gmpp]", "did you mean 'gmp'"),
+        ("operator: Compression,", "operator: Compression, method: naive,", "unknown method 'naive'"),
+    ],
+)
+def test_slips_in_steps_of_compression(tmp_path, old, new, complaint):
+    file = tmp_path / "recipe.yaml"
+    assert old in COMPRESSING
+    file.write_text(COMPRESSING.replace(old, new))
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        load_recipe(str(file))
