@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .storage.registration import register_storage_format
 from .version import __version__
 
 
@@ -10,13 +11,14 @@ if TYPE_CHECKING:
     from .config import FIPConfig
     from .errors import InputError
     from .graph import ModelGraph, Node
-    from .operators import ContinualLearning, begin_graph
+    from .operators import Compression, ContinualLearning, begin_graph
     from .tasks import Task
     from .terms import Term
     from .trainer import FIPTrainer
 
 # Names are imported when they are first used: `import hf_fip` costs next to nothing.
 _HOMES = {
+    "Compression": "operators",
     "ContinualLearning": "operators",
     "FIPConfig": "config",
     "FIPTrainer": "trainer",
@@ -29,6 +31,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Compression",
     "ContinualLearning",
     "FIPConfig",
     "FIPTrainer",
@@ -50,3 +53,7 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+# So that transformers loads sparse nodes after a plain `import hf_fip`.
+register_storage_format()

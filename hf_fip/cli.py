@@ -1,4 +1,4 @@
-"""The command line: `hf-fip run | show | report`. Nothing heavy is imported before a command needs it."""
+"""The command line, `hf-fip COMMAND`. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import InputError
+from .hub.options import (
+    PULL_DESCRIPTION,
+    PULL_EXAMPLES,
+    PUSH_DESCRIPTION,
+    PUSH_EXAMPLES,
+    add_pull_options,
+    add_push_options,
+)
 from .interrupts import Interrupts
 from .recipes.loader import builtin_recipes, load_recipe
 from .recipes.summary import summary
@@ -58,6 +66,9 @@ def _execute(args: argparse.Namespace) -> int:
     with _stdout_for_results_only(args.debug):
         _set_verbosity(args.debug)
         text = args.command(args)
+    if text is None:
+        # Of several processes the first one speaks.
+        return OK
     try:
         print(text, flush=True)
     except OSError as error:
@@ -67,7 +78,7 @@ def _execute(args: argparse.Namespace) -> int:
             raise
         # The reader of our output has left, as in `hf-fip show … | head`.
         return FAILED
-    return OK
+    return args.exit_code
 
 
 def _explain(error: Exception, debug: bool) -> int:
@@ -105,16 +116,43 @@ def _show(args: argparse.Namespace) -> str:
     return _json(describe(graph)) if args.json else render_tree(graph)
 
 
+def _push(args: argparse.Namespace) -> str:
+    from .hub.command import run_push
+
+    text, complete = run_push(_local_graph(args.graph), args)
+    args.exit_code = OK if complete else FAILED
+    return text
+
+
+def _pull(args: argparse.Namespace) -> str:
+    from .hub.command import run_pull
+
+    return run_pull(args)
+
+
 def _report(args: argparse.Namespace) -> str:
     from .report import write_report
 
-    graph = _graph(args.graph)
+    graph = _local_graph(args.graph)
     recipe = graph.folder.parent / "recipe.yaml"
     report = write_report(graph, args.output, recipe=recipe.read_text("utf-8") if recipe.is_file() else None)
     return _json({"report": str(report)}) if args.json else f"report  {report}"
 
 
-def _graph(folder: str) -> Any:
+def _query(args: argparse.Namespace) -> str | None:
+    from .query.command import run_query
+
+    return run_query(_graph(args.graph), args)
+
+
+def _graph(name: str) -> Any:
+    """The graph in a folder, or on the Hub if there is no such folder."""
+    from .hub.command import open_graph
+
+    return open_graph(name)
+
+
+def _local_graph(folder: str) -> Any:
     """The graph in `folder`, or in the folder `graph` below it: what `run` was given as `--output_dir` will do."""
     from .graph import ModelGraph
 
@@ -222,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"hf-fip {__version__}")
-    parser.set_defaults(command=None, debug=False)
+    parser.set_defaults(command=None, debug=False, exit_code=OK)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
 
     run = commands.add_parser(
@@ -255,11 +293,23 @@ def _parser() -> argparse.ArgumentParser:
         "show",
         help="print a graph as a tree with its metrics",
         description="Prints the nodes of a graph as a tree, with their metrics and functional distances.",
-        epilog="example:\n  hf-fip show outputs/demo",
+        epilog="examples:\n  hf-fip show outputs/demo\n  hf-fip show me/yelp-to-imdb-64f9a55bb3115b4f513ec026",
         **layout,
     )
-    show.add_argument("graph", metavar="GRAPH", help="a graph's folder, or the --output_dir of a run")
+    show.add_argument("graph", metavar="GRAPH", help="a graph's folder, the --output_dir of a run, or a Collection")
     show.set_defaults(command=_show)
+
+    from .query.options import add_query_options
+
+    question = commands.add_parser(
+        "query",
+        help="rank a graph's models by how well they suit a data set",
+        description="Ranks the models of a graph by how well they suit a data set: which node should I take?",
+        epilog=_QUERY_EXAMPLES,
+        **layout,
+    )
+    add_query_options(question)
+    question.set_defaults(command=_query)
 
     report = commands.add_parser(
         "report",
@@ -271,6 +321,18 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("graph", metavar="GRAPH", help="a graph's folder, or the --output_dir of a run")
     report.add_argument("--output", metavar="FILE", help="the file to write (default: report.html beside the graph)")
     report.set_defaults(command=_report)
+
+    push = commands.add_parser(
+        "push", help="publish a graph on the Hub", description=PUSH_DESCRIPTION, epilog=PUSH_EXAMPLES, **layout
+    )
+    add_push_options(push)
+    push.set_defaults(command=_push)
+
+    pull = commands.add_parser(
+        "pull", help="download a family from the Hub", description=PULL_DESCRIPTION, epilog=PULL_EXAMPLES, **layout
+    )
+    add_pull_options(pull)
+    pull.set_defaults(command=_pull)
     return parser
 
 
@@ -288,6 +350,13 @@ examples:
   hf-fip run demo --set path_points=2 --set baselines=[naive,joint]
   hf-fip run yelp_imdb --set data_root=../data --set model=embedded:bert-mini --json > result.json
   hf-fip run yelp_imdb --set training.learning_rate=2e-5 tasks.imdb.max_train=2000"""
+
+_QUERY_EXAMPLES = """\
+examples:
+  hf-fip query outputs/demo --dataset embedded:films
+  hf-fip query outputs/demo --dataset reviews.csv --text_column body --metric accuracy --top 3
+  hf-fip query USER/COLLECTION --dataset stanfordnlp/imdb --max_samples 1000 --strategy racing --json
+  accelerate launch -m hf_fip query GRAPH --dataset wikitext --config wikitext-2-raw-v1"""
 
 
 if __name__ == "__main__":

@@ -65,11 +65,13 @@ class FIPConfig(TrainingArguments):
         branch (`str`, *optional*, defaults to `"fip"`):
             Name of the path in the graph.
         push_path_to_hub (`bool`, *optional*, defaults to `False`):
-            Publish each path point as it is recorded. Not available yet.
+            Publish each path point as it is recorded, in the background: see [`ModelGraph.push_to_hub`]. Training
+            neither waits for the Hub nor fails with it. What could not be published is published by the next run on
+            the same graph, or by `hf-fip push`. `hub_private_repo` and `hub_token` are as in the Trainer.
         hub_namespace (`str`, *optional*):
-            User or organisation that owns the published repositories.
+            User or organisation that owns the published repositories; yourself by default.
         hub_collection (`str`, *optional*):
-            Title of the Collection that holds the family.
+            Title of the Collection that holds the family, to which the repositories' names follow.
         hub_layout (`str`, *optional*, defaults to `"repo"`):
             `"repo"`: one repository per node; `"revision"`: one per path, with a tag per node.
     """
@@ -103,7 +105,7 @@ class FIPConfig(TrainingArguments):
 
     graph_dir: str | None = field(default=None, metadata={"help": "Folder of the model graph."})
     branch: str = field(default="fip", metadata={"help": "Name of the path in the graph."})
-    push_path_to_hub: bool = field(default=False, metadata={"help": "Publish each path point. Not available yet."})
+    push_path_to_hub: bool = field(default=False, metadata={"help": "Publish each path point in the background."})
     hub_namespace: str | None = field(default=None, metadata={"help": "Owner of the published repositories."})
     hub_collection: str | None = field(default=None, metadata={"help": "Title of the family's Collection."})
     hub_layout: str = field(default="repo", metadata={"help": "`repo` or `revision`."})
@@ -118,9 +120,8 @@ class FIPConfig(TrainingArguments):
         _one_of("solver", self.solver, ("penalty", "trust_region"))
         if self.solver == "trust_region":
             raise InputError("solver='trust_region' is not available yet; use solver='penalty'")
-        for name in ("push_path_to_hub", "push_to_hub"):
-            if getattr(self, name):
-                raise InputError(f"{name}=True is not available yet; leave it out, the graph stays in graph_dir")
+        if self.push_to_hub:
+            raise InputError("push_to_hub=True publishes single checkpoints; use push_path_to_hub=True for the path")
         for name in ("beta", "step_norm", "anchor_batch_size", "anchor_positions", "anchor_cache_limit_gb"):
             value = getattr(self, name)
             if value is not None and not value > 0:

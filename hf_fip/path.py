@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .errors import InputError
+from .forward import base_model
 from .graph import ModelGraph, Node
 from .graph.card import write_card
 from .graph.distances import measure
@@ -35,6 +37,7 @@ logger = logging.get_logger(__name__)
 
 STATE_FILE = "fip_state.json"
 OUTPUTS_FILE = "fip_last_point.safetensors"
+TERMS_FILE = "fip_terms.safetensors"
 STEP_NORM_INTERVAL = 10
 
 # Arguments that change the path; the rest (logging, saving, devices, …) leaves it as it is.
@@ -59,6 +62,8 @@ class Origin:
         protocol (`dict`, *optional*): Label space, tasks, anchors: what a number needs beside it.
         root_only (`bool`, *optional*, defaults to `False`):
             Train first and record the result alone, as the root of a new graph.
+        points (`tuple[int, ...]`, *optional*):
+            Optimizer steps after which a point is due, instead of those that `path_points` or `step_norm` give.
     """
 
     parent: Node | None = None
@@ -66,6 +71,7 @@ class Origin:
     parameters: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
     root_only: bool = False
+    points: tuple[int, ...] = ()
 
 
 class PathRecorder:
@@ -87,6 +93,8 @@ class PathRecorder:
         self._last_weights: list[torch.Tensor] | None = None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hf_fip-path")
         self._writing: Future | None = None
+        # Called, from the writing thread, when a point is on disk.
+        self.on_recorded: Callable[[], None] | None = None
 
     def begin(self, checkpoint: str | None) -> None:
         """Records the root where the graph has none, or takes up the state of `checkpoint`."""
@@ -113,9 +121,17 @@ class PathRecorder:
         # Every process has looked before one of them writes.
         self.trainer.accelerator.wait_for_everyone()
         if missing:
-            self._add(Node(id=node_id, name="base", operator="origin", **self._description()))
+            self._add(Node(id=node_id, name="base", operator="origin", **self._root_description()))
             self.finish()
         self.last_node = self.graph[node_id]
+
+    def _root_description(self) -> dict[str, Any]:
+        description = self._description()
+        source = getattr(base_model(self.trainer.unwrapped), "name_or_path", None)
+        if source and not Path(source).exists():
+            # A Hub id: what was made from it can say so where it is published.
+            description["protocol"].setdefault("model", source)
+        return description
 
     def _refer_to_root(self) -> None:
         """Root of a longer lineage: its outputs are taken once, from its files, and the model is let go again."""
@@ -155,6 +171,8 @@ class PathRecorder:
             return True
         if self.origin.root_only:
             return False
+        if self.origin.points:
+            return step in self.origin.points
         if self.trainer.args.step_norm is not None:
             return step % STEP_NORM_INTERVAL == 0 and self._distance_moved() >= self.trainer.args.step_norm
         points = self.trainer.args.path_points
@@ -165,9 +183,9 @@ class PathRecorder:
         trainer = self.trainer
         step = trainer.state.global_step
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            drift, restoration = trainer.preservation.restore()
             for term in trainer.terms:
                 term.end_segment(trainer.unwrapped)
+            drift, restoration = trainer.preservation.restore()
             _check_finite(trainer.unwrapped, step)
             description = self._description(drift, restoration)
             branch, index = trainer.args.branch, len(self.points) + 1
@@ -202,6 +220,8 @@ class PathRecorder:
         finished = trainer.state.global_step >= last or trainer.control.should_training_stop
         path = {"steps": last, "examples_per_step": trainer.examples_per_step, "finished": finished}
         protocol = {**self.origin.protocol, "seed": trainer.args.seed, "path": path}
+        for term in trainer.terms:
+            protocol |= term.report()
         lengths: dict[str, Any] = {}
         if preservation.distance is not None and drift is not None:
             protocol["budget"] = {**preservation.report(drift), **(restoration or {})}
@@ -246,7 +266,12 @@ class PathRecorder:
         self._writing = self._writer.submit(self.graph.add, node, write)
         # A node that is there already is not written again.
         self._writing.add_done_callback(lambda _: written.set())
+        self._writing.add_done_callback(self._tell)
         written.wait()
+
+    def _tell(self, writing: Future) -> None:
+        if self.on_recorded is not None and writing.exception() is None:
+            self.on_recorded()
 
     def flush(self) -> None:
         """Waits until the last point is on disk; raises what went wrong on the way."""
@@ -295,11 +320,22 @@ class PathRecorder:
                 if preservation.heldout is not None:
                     tensors["heldout"] = preservation.heldout.all_reference
             save_file({name: tensor.clone() for name, tensor in tensors.items()}, checkpoint / OUTPUTS_FILE)
+        terms: dict[str, dict[str, Any]] = {}
+        tensors = {}
+        for term in self.trainer.terms:
+            terms[term.name] = {}
+            for key, value in term.state_dict().items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{term.name}/{key}"] = value.detach().contiguous().cpu()
+                else:
+                    terms[term.name][key] = value
+        if tensors:
+            save_file(tensors, checkpoint / TERMS_FILE)
         state = {
             "run": self.run,
             "last_node": None if self.last_node is None else self.last_node.id,
             "points": self.points,
-            "terms": {term.name: term.state_dict() for term in self.trainer.terms},
+            "terms": terms,
         }
         temporary = checkpoint / f".{STATE_FILE}.tmp"
         temporary.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
@@ -316,8 +352,13 @@ class PathRecorder:
             self.last_node = self.graph[state["last_node"]]
         self.points = state["points"]
         self.run = state["run"]
+        saved = checkpoint / TERMS_FILE
+        tensors = load_file(saved, device=str(self.trainer.args.device)) if saved.is_file() else {}
         for term in self.trainer.terms:
-            term.load_state_dict(state["terms"].get(term.name, {}))
+            own = {
+                key.removeprefix(f"{term.name}/"): t for key, t in tensors.items() if key.startswith(f"{term.name}/")
+            }
+            term.load_state_dict({**state["terms"].get(term.name, {}), **own})
         preservation = self.trainer.preservation
         if preservation.distance is not None:
             tensors = load_file(checkpoint / OUTPUTS_FILE)

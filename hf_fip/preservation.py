@@ -235,6 +235,7 @@ class Preservation:
         if self.args.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.args.max_grad_norm)
         optimizer.step()
+        trainer.change_weights()
         optimizer.zero_grad()
 
     def report(self, drift: Drift | None) -> dict[str, Any]:

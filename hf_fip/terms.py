@@ -81,11 +81,13 @@ class Term:
         name (`str`): Name in the logs.
         weight (`float`): Factor of [`~Term.loss`] in the total loss; the logs show the value without it.
         is_objective (`bool`): Whether the term belongs to the secondary objective L(x, w) of eq. 4.
+        uses_anchors (`bool`): Whether it looks at the outputs on the anchors; if no term does, they are not computed.
     """
 
     name: str = "term"
     weight: float = 1.0
     is_objective: bool = False
+    uses_anchors: bool = True
 
     def loss(self, step: Step) -> Tensor | None:
         """A differentiable scalar from the outputs of the joint forward, or `None`."""
@@ -96,14 +98,37 @@ class Term:
     def constrain_gradient_(self, parameters: list[nn.Parameter]) -> None:
         """Changes the summed gradient in place, once an optimizer step, after every `add_gradient_`."""
 
+    def move_weights_(self, parameters: list[nn.Parameter], step: int) -> None:
+        """Changes the weights in place after an optimizer step, of which `step` are done: decay, decoupled pulls."""
+
+    def constrain_weights_(self, parameters: list[nn.Parameter]) -> None:
+        """
+        Puts the weights back where they have to stay (zeros, say), in place: after every `move_weights_`, and after
+        each step that restores the budget. Called on every process; its result must depend on the weights alone.
+        """
+
     def begin_segment(self, model: nn.Module) -> None:
-        """Called at the start of the path and after each recorded point."""
+        """
+        Called at the start of the path, with the weights it starts from (in a resumed run too, after
+        [`~Term.load_state_dict`]), and after each recorded point.
+        """
 
     def end_segment(self, model: nn.Module) -> None:
-        """Called before a path point is recorded; the model may still be changed here."""
+        """
+        Called where a path point is due, before the budget is restored: the model may still be changed here.
+        [`~Term.begin_segment`] is the first to see the recorded weights.
+        """
+
+    def report(self) -> dict[str, Any]:
+        """JSON entries for the protocol of the node that is being recorded."""
+        return {}
+
+    def logs(self) -> dict[str, float | Tensor]:
+        """Further values by name (scalars), taken each time the trainer logs."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON state that a resumed run needs."""
+        """What a resumed run needs: JSON values and tensors, by name."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -132,6 +157,28 @@ def total_loss(terms: Iterable[Term], step: Step) -> tuple[Tensor | None, dict[s
         total = weighted if total is None else total + weighted
         values[term.name] = value.detach()
     return total, values
+
+
+def overrides(term: Term, *hooks: str) -> bool:
+    """Whether a term does anything in one of the hooks."""
+    return any(getattr(type(term), hook) is not getattr(Term, hook) for hook in hooks)
+
+
+@torch.no_grad()
+def apply_weight_terms(terms: Iterable[Term], parameters: list[nn.Parameter], step: int | None = None) -> None:
+    """
+    Runs the hooks that change weights: every `move_weights_`, then every `constrain_weights_`.
+
+    Args:
+        terms (iterable of `Term`): The terms of the run.
+        parameters (list of `Parameter`): Those that are trained.
+        step (`int`, *optional*): Optimizer steps done; `None` for a step off the path, which is only constrained.
+    """
+    terms = list(terms)
+    for term in terms if step is not None else ():
+        term.move_weights_(parameters, step)
+    for term in terms:
+        term.constrain_weights_(parameters)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from .models.loading import load_model
 from .objectives import TaskLoss
 from .path import Origin, PathRecorder, last_complete_checkpoint
 from .preservation import Preservation
-from .terms import OutputBatch, Step, Term, apply_gradient_terms, total_loss
+from .terms import OutputBatch, Step, Term, apply_gradient_terms, apply_weight_terms, overrides, total_loss
 
 
 logger = logging.get_logger(__name__)
@@ -134,6 +134,10 @@ class FIPTrainer(Trainer):
             self.compute_metrics = accuracy
         self._reset_logged()
         self.add_callback(_RecordPoints(self))
+        if args.push_path_to_hub:
+            from .hub.training import PublishPath
+
+            self.add_callback(PublishPath(self))
 
     # ---- The network -------------------------------------------------------------------------------------------
 
@@ -290,6 +294,12 @@ class FIPTrainer(Trainer):
             apply_gradient_terms(self.terms, parameters, scale=scaler.get_scale() if scaler else 1.0)
         return loss
 
+    def change_weights(self, step: int | None = None) -> None:
+        """Runs the terms' hooks that change weights; without `step` only those that constrain them."""
+        if self._has_weight_terms:
+            parameters = [p for p in self.model_wrapped.parameters() if p.requires_grad]
+            apply_weight_terms(self.terms, parameters, step)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds every term by name to the training logs; the values leave the device once per log."""
         if "loss" in logs and self._logged:
@@ -301,6 +311,7 @@ class FIPTrainer(Trainer):
         values = torch.stack([self._logged[name].float() for name in names])
         steps = max(self.state.global_step - self._logged_since, 1)
         averages = dict(zip(names, (self.accelerator.reduce(values, "mean") / steps).tolist(), strict=True))
+        averages |= {name: float(value) for term in self.terms for name, value in term.logs().items()}
         self._reset_logged()
         if not all(map(math.isfinite, [loss, *averages.values()])):
             raise self._not_finite(averages)
@@ -364,12 +375,15 @@ class FIPTrainer(Trainer):
         self.preservation = Preservation(self)
         preserving = self.preservation.terms() if self.preserve else []
         self.terms = [*self._objective, *preserving, *self._given_terms]
-        self._uses_anchors = self.preservation.anchors is not None and bool(preserving or self._given_terms)
-        self._has_gradient_terms = any(
-            getattr(type(term), hook) is not getattr(Term, hook)
-            for term in self.terms
-            for hook in ("add_gradient_", "constrain_gradient_")
-        )
+        attentive = bool(preserving) or any(term.uses_anchors for term in self._given_terms)
+        self._uses_anchors = self.preservation.anchors is not None and attentive
+        self._has_gradient_terms = any(overrides(t, "add_gradient_", "constrain_gradient_") for t in self.terms)
+        self._has_weight_terms = any(overrides(t, "move_weights_", "constrain_weights_") for t in self.terms)
+        if self._has_weight_terms and self.is_fsdp_enabled:
+            named = ", ".join(
+                term.name for term in self.terms if overrides(term, "move_weights_", "constrain_weights_")
+            )
+            raise InputError(f"fsdp with the terms {named}: they change whole weights, not shards; use DDP")
         self.path = PathRecorder(self, self.graph, self._origin)
         self.path.begin(checkpoint)
         self._reset_logged()
@@ -384,9 +398,17 @@ class FIPTrainer(Trainer):
         finally:
             self.args.hub_token = token
 
-    def push_to_hub(self, *args, **kwargs):
-        """Not available yet; the Trainer's own would push a single model with its pickled arguments."""
-        raise InputError(f"push_to_hub is not available yet; the nodes lie complete in {str(self.graph.folder)!r}")
+    def push_to_hub(self, **kwargs: Any) -> dict[str, Any] | None:
+        """
+        Publishes the graph: see [`ModelGraph.push_to_hub`], whose arguments it takes. Their defaults are
+        `hub_namespace`, `hub_collection`, `hub_layout`, `hub_private_repo` and `hub_token` of the run's arguments.
+
+        Returns:
+            `dict`: what was published, on the main process; `None` on the others.
+        """
+        from .hub.training import push_path
+
+        return push_path(self, **kwargs)
 
     def _save_checkpoint(self, model, trial):
         if not math.isfinite(self._tr_loss.item()):
@@ -430,6 +452,9 @@ class _RecordPoints(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if self.trainer.path is None:
             self.trainer._begin_path(None)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.change_weights(state.global_step + 1)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer.path.due():

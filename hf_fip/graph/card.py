@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 from .node import Node
@@ -17,20 +19,13 @@ def node_card(node: Node) -> str:
     Returns:
         `str`: the text.
     """
-    lines = [f"# {node.id}", "", _origin_sentence(node), ""]
+    lines = [f"# {node.id}", "", origin_sentence(node), ""]
     lines += ["```python", "from hf_fip.models import load_model", "", f'model = load_model("{node.id}")', "```", ""]
-    facts = {
-        "Euclidean distance to the parent": node.euclidean_distance.get("parent"),
-        "Functional distance to the parent": node.functional_distance.get("parent"),
-        "Functional distance to the root": node.functional_distance.get("root"),
-        "Zero weights": node.sparsity,
-        **node.metrics,
-    }
-    rows = [f"| {name} | {value:.4g} |" for name, value in facts.items() if value is not None]
+    rows = [f"| {name} | {value:.4g} |" for name, value in measured(node).items()]
     if rows:
         lines += ["| Measured | Value |", "|---|---|", *rows, ""]
-    for certificate in node.protocol.get("budget", {}).get("held_out", []):
-        lines += [f"Held-out inputs: {certificate['message']}", ""]
+    for message in certificates(node):
+        lines += [f"Held-out inputs: {message}", ""]
     return "\n".join(lines)
 
 
@@ -39,10 +34,29 @@ def write_card(node: Node, folder: Path) -> None:
     (folder / "README.md").write_text(node_card(node), encoding="utf-8")
 
 
-def _origin_sentence(node: Node) -> str:
+def origin_sentence(node: Node, escape: Callable[[str], str] = str) -> str:
+    """What the node was made from, and how, in one sentence; `escape` is applied to what may hold any text."""
     if node.parent is None:
         return "The root of a model graph made with hf_fip."
-    return (
-        f"Made from `{node.parent}` by {node.operator} with hf_fip, {node.step} optimizer steps along the path "
-        f"`{node.name}`: a point of a functionally invariant path."
-    )
+    made = f"Made from `{node.parent}` by {escape(node.operator)} with hf_fip"
+    return f"{made}: {node.step} optimizer steps along the path {escape(node.name)}."
+
+
+def measured(node: Node) -> dict[str, float]:
+    """What was measured of a node: its distances, its sparsity, its metrics."""
+    facts = {
+        "Euclidean distance to the parent": node.euclidean_distance.get("parent"),
+        "Functional distance to the parent": node.functional_distance.get("parent"),
+        "Functional distance to the root": node.functional_distance.get("root"),
+        "Zero weights": node.sparsity,
+        **node.metrics,
+    }
+    return {name: value for name, value in facts.items() if value is not None and math.isfinite(value)}
+
+
+def certificates(node: Node) -> list[str]:
+    """What held-out inputs say about the budget, in words."""
+    budget = node.protocol.get("budget")
+    held_out = budget.get("held_out") if isinstance(budget, dict) else None
+    entries = held_out if isinstance(held_out, list) else []
+    return [str(entry["message"]) for entry in entries if isinstance(entry, dict) and "message" in entry]

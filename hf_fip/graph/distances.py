@@ -24,10 +24,11 @@ def euclidean_distance(folder_a: str | PathLike[str], folder_b: str | PathLike[s
 
     All floating-point tensors of single and sharded files count, an adapter's if the folder holds an adapter; integer
     buffers and the running statistics of batch normalisation do not. Differences are taken in float32 (float64 where
-    the weights are) and summed in float64. Where one model has more rows of a tensor, because its head or vocabulary
-    has grown, the rows both have are compared and the others count from zero: ‖new rows‖² is added. A tensor that only
-    one model has, such as another head, counts from zero too. The distance stays symmetric and finite, and equal
-    bodies with heads of different size are apart by the norm of what was added.
+    the weights are) and summed in float64. Sparse and quantized files count as the dense weights that they stand for,
+    removed heads, neurons and filters as zeros. Where one model has more rows of a tensor, because its head or
+    vocabulary has grown, the rows both have are compared and the others count from zero: ‖new rows‖² is added. A
+    tensor that only one model has, such as another head, counts from zero too. The distance stays symmetric and
+    finite, and equal bodies with heads of different size are apart by the norm of what was added.
 
     Args:
         folder_a (`str` or `Path`): folder of a model with safetensors files.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import InputError
 
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 
 NODE_FILE = "fip_node.json"
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}")
+
+
+class Source(Protocol):
+    """Where the files of a node lie that is not on this machine."""
+
+    repo: str
+    revision: str
+
+    def fetch(self) -> Path:
+        """Downloads the files once; safe to call from several threads."""
 
 
 class _Expected(ValueError):
@@ -185,6 +195,8 @@ class Node:
             ISO time in UTC.
         folder (`Path`, *optional*):
             Where its files lie; not serialised.
+        source ([`~hf_fip.graph.node.Source`], *optional*):
+            Where they can be downloaded from, for a node on the Hub; not serialised.
         extra (`dict`, *optional*):
             Keys of `fip_node.json` this version does not know; kept and written back.
 
@@ -207,6 +219,7 @@ class Node:
     versions: dict[str, Any] = field(default_factory=dict)
     created: str = field(default_factory=_now)
     folder: Path | None = field(default=None, compare=False)
+    source: Source | None = field(default=None, compare=False, repr=False)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -258,7 +271,7 @@ class Node:
             raise InputError(f"{where}: holds {_brief(data)}; expected an object.")
         if "id" not in data:
             raise InputError(f"{where}: field 'id' is missing.")
-        known = {entry.name for entry in fields(cls)} - {"folder", "extra"}
+        known = {entry.name for entry in fields(cls)} - {"folder", "source", "extra"}
         extra = {key: value for key, value in data.items() if key not in known}
         # A time of reading would make the same file another node each time it is read.
         values = {"created": "", **{key: value for key, value in data.items() if key in known}}
@@ -285,7 +298,7 @@ class Node:
             `PreTrainedModel` or `PeftModel`
 
         Raises:
-            `InputError`: the node has no folder (it was never added to a graph).
+            `InputError`: the node lies nowhere (it was never added to a graph).
         """
         from ..models.loading import load_model
 
@@ -299,7 +312,7 @@ class Node:
             The tokenizer or image processor, or `None` if the node has none.
 
         Raises:
-            `InputError`: the node has no folder (it was never added to a graph).
+            `InputError`: the node lies nowhere (it was never added to a graph).
         """
         from ..models.loading import load_processor
 
@@ -307,17 +320,27 @@ class Node:
 
     def files(self) -> Path:
         """
-        The folder with all of the node's files.
+        The folder with all of the node's files. A node on the Hub is downloaded when this is called first; several
+        threads may call it.
 
         Returns:
             `Path`
 
         Raises:
-            `InputError`: the node has no folder (it was never added to a graph).
+            `InputError`: the node lies nowhere (it was never added to a graph).
         """
-        if self.folder is None:
+        if self.folder is not None:
+            return self.folder
+        if self.source is None:
             raise InputError(f"Node {self.id!r} has no folder: add it to a ModelGraph first.")
-        return self.folder
+        return self.source.fetch()
+
+    @property
+    def location(self) -> dict[str, str]:
+        """Where the node lies: `{"folder"}`, or `{"repo", "revision"}` on the Hub."""
+        if self.source is not None:
+            return {"repo": self.source.repo, "revision": self.source.revision}
+        return {"folder": str(self.folder)}
 
 
 def _brief(value: Any) -> str:

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from .graph import ModelGraph
+from .family import Family
 from .node import Node
 
 
@@ -20,22 +20,23 @@ _ESCAPES = re.compile(
 )
 
 
-def plain_text(value: Any) -> str:
+def plain_text(value: Any, length: int = _MAX_TEXT) -> str:
     """
     Text from an untrusted file, safe to show in a terminal.
 
     Args:
-        value (`Any`): shown as `str` shows it, to at most 200 characters.
+        value (`Any`): shown as `str` shows it.
+        length (`int`, *optional*, defaults to 200): most characters shown.
 
     Returns:
         `str`: one line without terminal escapes, control, formatting (such as right-to-left) or unassigned characters.
     """
-    text = _ESCAPES.sub("", str(value)[: 10 * _MAX_TEXT])
+    text = _ESCAPES.sub("", str(value)[: 10 * length])
     text = "".join(c if c.isprintable() else " " if c.isspace() else "" for c in text)
-    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def render_tree(graph: ModelGraph) -> str:
+def render_tree(graph: Family) -> str:
     """
     The graph as a tree with the nodes' metrics in columns. A branch keeps its column however long it is; what splits
     off is indented.
@@ -47,10 +48,10 @@ def render_tree(graph: ModelGraph) -> str:
         `str`: lines without a final line break.
     """
     if not len(graph):
-        return f"{plain_text(graph.folder)}: no nodes yet"
+        return f"{plain_text(graph.place)}: no nodes yet"
     table = _table(graph)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [f"{plain_text(graph.folder)}: {_count(graph, 'node')}, {_count(graph.endpoints, 'branch')}", ""]
+    lines = [f"{plain_text(graph.place)}: {_count(graph, 'node')}, {_count(graph.endpoints, 'branch')}", ""]
     for row in table:
         left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
         right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
@@ -60,7 +61,7 @@ def render_tree(graph: ModelGraph) -> str:
     return "\n".join(lines)
 
 
-def describe(graph: ModelGraph) -> dict[str, Any]:
+def describe(graph: Family) -> dict[str, Any]:
     """
     The graph as plain data, for `--json`.
 
@@ -68,20 +69,20 @@ def describe(graph: ModelGraph) -> dict[str, Any]:
         graph (`ModelGraph`): the graph.
 
     Returns:
-        `dict`: `graph` (its folder), `root` (a node's id, `None` in an empty graph), `endpoints` (branch to id),
-        `nodes` (as `fip_node.json` has them, and `folder`) and `edges` (source, target, operator, euclidean,
-        functional). Strict JSON can hold it.
+        `dict`: `graph` (its folder or Collection), `root` (a node's id, `None` in an empty graph), `endpoints` (branch
+        to id), `nodes` (as `fip_node.json` has them, and `folder`, or on the Hub `repo` and `revision`) and `edges`
+        (source, target, operator, euclidean, functional). Strict JSON can hold it.
     """
     return {
-        "graph": str(graph.folder),
+        "graph": graph.place,
         "root": graph.root.id if len(graph) else None,
         "endpoints": graph.endpoints,
-        "nodes": [{**node.to_dict(), "folder": str(node.folder)} for node in graph],
+        "nodes": [{**node.to_dict(), **node.location} for node in graph],
         "edges": [asdict(edge) for edge in graph.edges],
     }
 
 
-def _table(graph: ModelGraph) -> list[list[str]]:
+def _table(graph: Family) -> list[list[str]]:
     nodes = list(graph)
     metrics = list(dict.fromkeys(key for node in nodes for key in node.metrics))
     columns: dict[str, list[float | None]] = {"step": [node.step for node in nodes]}
@@ -100,7 +101,7 @@ def _table(graph: ModelGraph) -> list[list[str]]:
     return table
 
 
-def _tree(graph: ModelGraph) -> list[tuple[str, Node]]:
+def _tree(graph: Family) -> list[tuple[str, Node]]:
     """Nodes from top to bottom with what is drawn before each. Paths are long: no recursion."""
     tops = [node for node in graph if node.parent not in graph]
     stack = [("", "", node) for node in reversed(tops)]
@@ -129,7 +130,7 @@ def _count(things: Any, noun: str) -> str:
     return f"{len(things)} {plural}"
 
 
-def _note(graph: ModelGraph) -> str:
+def _note(graph: Family) -> str:
     named = [node.functional_distance for node in graph if node.functional_distance["root"] is not None]
     kinds = dict.fromkeys(
         ", ".join(plain_text(distance[key]) for key in ("name", "unit") if distance.get(key)) for distance in named

@@ -1,10 +1,10 @@
-"""The weights in a node's files, read from memory-mapped safetensors some rows at a time: no model is built."""
+"""The weights in a node's files, read some rows at a time from memory-mapped safetensors: no model is built."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
+from ..storage.encoding import decode, group_parts, shape_of
+from ..storage.layout import METHOD, StorageLayout
 
 
 _CHUNK = 1 << 20  # elements in memory at a time
@@ -22,14 +24,20 @@ _ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class Weight:
-    """One tensor in a memory-mapped file, read some rows at a time."""
+    """
+    One tensor of a node, read some rows at a time.
 
-    def __init__(self, file: Any, name: str) -> None:
-        view = file.get_slice(name)
-        self.shape: list[int] = view.get_shape()
-        self.dtype: str = view.get_dtype()
-        self.rows = self.shape[0] if self.shape else 1
-        self._read = (lambda start, stop: view[start:stop]) if self.shape else (lambda *_: file.get_tensor(name))
+    Args:
+        shape (`list[int]`): its shape.
+        dtype (`str`): its dtype, by its name in safetensors.
+        read (`Callable[[int, int], torch.Tensor]`): gives rows from the first number up to the second.
+    """
+
+    def __init__(self, shape: list[int], dtype: str, read: Callable[[int, int], torch.Tensor]) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.rows = shape[0] if shape else 1
+        self._read = read
 
     def spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         step = max(1, _CHUNK // max(1, math.prod(self.shape[1:])))
@@ -47,7 +55,10 @@ class Weight:
 
 def open_weights(folder: Path, stack: ExitStack) -> dict[str, Weight]:
     """
-    All tensors of a model's or adapter's files, single or sharded, by name.
+    All tensors of a model's or adapter's files, single or sharded, by name, as if they were stored dense.
+
+    Sparse and quantized tensors are unpacked when they are read, one at a time. Where heads, neurons or filters were
+    removed a tensor has the size it had before, with zeros in their place.
 
     Args:
         folder (`Path`): folder of the model.
@@ -57,19 +68,100 @@ def open_weights(folder: Path, stack: ExitStack) -> dict[str, Weight]:
         `dict[str, Weight]`
 
     Raises:
-        `InputError`: no safetensors weights, or a damaged file.
+        `InputError`: no safetensors weights, or a damaged file. What is damaged inside a packed tensor shows when it
+            is read.
     """
-    weights: dict[str, Weight] = {}
-    for path in _weight_files(folder):
+    where: dict[str, Any] = {}
+    for path in weight_files(folder):
         try:
             file = stack.enter_context(safe_open(path, framework="pt"))
-            weights |= {name: Weight(file, name) for name in file.keys()}
+            where |= dict.fromkeys(file.keys(), file)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: not a readable safetensors file ({error}).") from None
+    last = _LastUnpacked()
+    weights = {}
+    for name, parts in group_parts(where).items():
+        if None in parts:
+            weights[name] = _stored(where[name], name)
+        else:
+            weights[name] = _packed(folder, name, {part: (where[key], key) for part, key in parts.items()}, last)
+    return _full_size(folder, weights)
+
+
+def _stored(file: Any, name: str) -> Weight:
+    view = file.get_slice(name)
+    shape = view.get_shape()
+    return Weight(
+        shape, view.get_dtype(), (lambda start, stop: view[start:stop]) if shape else lambda *_: file.get_tensor(name)
+    )
+
+
+class _LastUnpacked:
+    """The tensor unpacked last, and no more: rows are mostly read tensor by tensor."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.tensor = torch.empty(0)
+
+    def get(self, name: str, unpack: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if name != self.name:
+            self.name, self.tensor = None, torch.empty(0)
+            self.tensor = unpack()
+            self.name = name
+        return self.tensor
+
+
+def _packed(folder: Path, name: str, parts: dict[str | None, tuple[Any, str]], last: _LastUnpacked) -> Weight:
+    def unpack() -> torch.Tensor:
+        try:
+            return decode({part: file.get_tensor(key) for part, (file, key) in parts.items()})
+        except InputError as error:
+            raise InputError(f"{folder}: tensor {name!r} is damaged ({error})") from None
+
+    try:
+        shape = shape_of({part: file.get_tensor(key) for part, (file, key) in parts.items() if part == "shape"})
+        file, key = parts["scale"] if "scale" in parts else parts["values"]
+    except (InputError, KeyError):
+        raise InputError(f"{folder}: tensor {name!r} is damaged (parts of it are missing).") from None
+    return Weight(shape, file.get_slice(key).get_dtype(), lambda start, stop: last.get(name, unpack)[start:stop])
+
+
+def _full_size(folder: Path, weights: dict[str, Weight]) -> dict[str, Weight]:
+    layout = _layout(folder)
+    stored_as = {layout.stored_as.get(module, module): kept for module, kept in layout.kept_along().items()}
+    for name, weight in weights.items():
+        for dimension, (indices, size) in stored_as.get(name.rpartition(".")[0], {}).items():
+            if len(weights[name].shape) > dimension and weight.shape[dimension] == len(indices):
+                weights[name] = _spread(weights[name], dimension, indices, size)
     return weights
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _spread(weight: Weight, dimension: int, indices: torch.Tensor, size: int) -> Weight:
+    """A weight with zeros where rows (dimension 0) or columns (1) were removed; `indices` are those that were not."""
+    shape = list(weight.shape)
+    shape[dimension] = size
+
+    def read(start: int, stop: int) -> torch.Tensor:
+        first, last = (start, stop) if dimension else torch.searchsorted(indices, torch.tensor([start, stop])).tolist()
+        stored = weight.read(first, last)
+        places = indices if dimension else indices[first:last] - start
+        return stored.new_zeros(stop - start, *shape[1:]).index_copy_(dimension, places, stored)
+
+    return Weight(shape, weight.dtype, read)
+
+
+def _layout(folder: Path) -> StorageLayout:
+    try:
+        config = json.loads((folder / "config.json").read_bytes()).get("quantization_config")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        # An adapter has none, and whether a configuration is readable is not asked here.
+        config = None
+    is_ours = isinstance(config, dict) and config.get("quant_method") == METHOD
+    return StorageLayout.from_dict(config) if is_ours else StorageLayout()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model or adapter; `InputError` if there are none."""
     if (folder / _MODEL_FILE).is_file():
         return [folder / _MODEL_FILE]
     if (folder / _INDEX_FILE).is_file():

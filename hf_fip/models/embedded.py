@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from .cnn import FiveLayerCNNConfig, FiveLayerCNNForImageClassification
+from .lenet import LeNet300100Config, LeNet300100ForImageClassification
 from .pretraining import complete_folder, pretrain_masked_lm
 
 
@@ -64,6 +65,7 @@ BERT_MINI_TEXTS = (
     ("imdb", "train"),
 )
 CNN = {"num_channels": 1, "image_size": 28, "num_labels": 10}
+LENET = {"num_channels": 1, "image_size": 28, "num_labels": 10}
 CNN_IMAGES = {"size": 28, "mean": 0.1307, "std": 0.3081}
 VIT_TINY = {
     "num_channels": 1,
@@ -77,7 +79,7 @@ VIT_TINY = {
 }
 VIT_TINY_IMAGES = {"size": 8, "mean": 0.305, "std": 0.376}
 
-NAMES = ("bert-demo", "bert-mini", "cnn", "vit-tiny")
+NAMES = ("bert-demo", "bert-mini", "cnn", "lenet", "vit-tiny")
 
 
 def build(
@@ -96,6 +98,7 @@ def build(
             `"bert-mini"`: a small BERT, pre-trained in minutes on the training texts found in `data_root`:
             `imdb_unsupervised`, `wikitext2` (`validation`), `yelp_polarity` and `imdb`.
             `"cnn"`: the paper's five-layer network for 28 x 28 grey images, not trained.
+            `"lenet"`: LeNet-300-100 for 28 x 28 grey images, not trained.
             `"vit-tiny"`: a small vision transformer for 8 x 8 grey images, not trained.
         cache_dir (`str` or `os.PathLike`, *optional*, defaults to `$HF_HOME/hf_fip`): where models are kept.
         data_root (`str` or `os.PathLike`, *optional*): folder with local data sets, for `"bert-mini"`.
@@ -114,6 +117,8 @@ def build(
         return _pretrained(name, BERT_MINI, _mini_texts(data_root), cache_dir)
     if name == "cnn":
         return _fresh(name, CNN, CNN_IMAGES, cache_dir, seed, _cnn)
+    if name == "lenet":
+        return _fresh(name, LENET, CNN_IMAGES, cache_dir, seed, _lenet)
     if name == "vit-tiny":
         return _fresh(name, VIT_TINY, VIT_TINY_IMAGES, cache_dir, seed, _vit)
     raise InputError(f"model='embedded:{name}' does not exist: the embedded models are {', '.join(NAMES)}.")
@@ -186,6 +191,10 @@ def _fresh(
 
 def _cnn(recipe: dict) -> PreTrainedModel:
     return FiveLayerCNNForImageClassification(FiveLayerCNNConfig(**recipe))
+
+
+def _lenet(recipe: dict) -> PreTrainedModel:
+    return LeNet300100ForImageClassification(LeNet300100Config(**recipe))
 
 
 def _vit(recipe: dict) -> PreTrainedModel:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import transformers
 from peft import PeftConfig, PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -24,6 +25,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from ..errors import InputError
+from ..storage.saving import save_compressed
 from .heads import grow_head, label_names_of, replace_head
 
 
@@ -110,23 +112,35 @@ def load_model(
 
 
 def save_model(
-    model: PreTrainedModel | PeftModel, folder: str | os.PathLike, *, state_dict: dict[str, Tensor] | None = None
+    model: PreTrainedModel | PeftModel,
+    folder: str | os.PathLike,
+    *,
+    state_dict: dict[str, Tensor] | None = None,
+    sparse_format: str = "auto",
+    scales: Mapping[str, Tensor] | None = None,
 ):
     """
     Save a model so that [`~hf_fip.models.loading.load_model`] gives it back: the whole model, or of a `PeftModel` its
-    `default` adapter, with the base model's configuration (labels included) as `base_config.json` beside it.
+    `default` adapter, with the base model's configuration (labels included) as `base_config.json` beside it. Sparse
+    and quantized models take as few bytes as they can, see [`~hf_fip.storage.saving.save_compressed`].
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): the model.
         folder (`str` or `os.PathLike`): where to; made if missing.
         state_dict (`dict[str, torch.Tensor]`, *optional*, defaults to `model.state_dict()`):
             The weights to write, named as in `model`, where they had to be gathered first.
+        sparse_format (`str`, *optional*, defaults to `"auto"`):
+            `"auto"`, `"bitmask"`, `"structured"`, or `"dense"` for files that load without `hf_fip` too. An adapter is
+            saved as it is.
+        scales (`Mapping[str, torch.Tensor]`, *optional*):
+            By weight, one scale per row, of weights known to lie on a grid. By default it is found where it can be.
 
     Raises:
-        [`~hf_fip.errors.InputError`]: a `PeftModel` whose active adapter is not called `default`.
+        [`~hf_fip.errors.InputError`]: a `PeftModel` whose active adapter is not called `default`, an unknown format,
+        or weights off the grid of their scale.
     """
     if not isinstance(model, PeftModel):
-        model.save_pretrained(folder, state_dict=state_dict)
+        save_compressed(model, folder, sparse_format=sparse_format, state_dict=state_dict, scales=scales)
         return
     if model.active_adapter != "default":
         raise InputError(f"model: its active adapter is called {model.active_adapter!r}; only 'default' is saved.")
@@ -224,7 +238,7 @@ def _architecture(config: PreTrainedConfig, source: str) -> type[PreTrainedModel
 def _load_full(source: str, model_class: type, kwargs: dict):
     try:
         return model_class.from_pretrained(source, trust_remote_code=False, **kwargs)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _unreachable(source, error) from error
 
 

@@ -1,9 +1,20 @@
 """Operators: from a node of a model graph to the path of nodes they make. They compose with `@`, right to left."""
 
 from ..baselines import METHODS
+from ..baselines.compression import COMPRESSION_METHODS
 from .base import Compose, Operator, Path
+from .compression import Compression
 from .continual_learning import ContinualLearning
 from .origin import begin_graph
 
 
-__all__ = ["METHODS", "Compose", "ContinualLearning", "Operator", "Path", "begin_graph"]
+__all__ = [
+    "COMPRESSION_METHODS",
+    "METHODS",
+    "Compose",
+    "Compression",
+    "ContinualLearning",
+    "Operator",
+    "Path",
+    "begin_graph",
+]

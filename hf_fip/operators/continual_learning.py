@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..functional.budget import Budget
 from ..graph import Node
 from ..models.heads import grow_head
+from ..objectives.keep_zeros import kept_zeros
 from ..path import Origin
 from ..task_data import TaskData, kind_of, runner_up
 from ..tasks import Task
@@ -42,6 +43,7 @@ class ContinualLearning(Operator):
         functional_distance, beta, distance_budget, disagreement_budget, anchor_label_weight, anchor_batch_size,
         reference, path_points:
             As in [`FIPConfig`].
+        keep_zeros (`bool`, *optional*, defaults to `True`): Zeros of a compressed node stay zero.
         branch (`str`, *optional*): Name of the path in the graph; defaults to the method's.
         training (`dict`, *optional*):
             Further [`FIPConfig`] fields; `epochs` and `batch_size` are short for the Trainer's long names.
@@ -76,6 +78,7 @@ class ContinualLearning(Operator):
         anchor_shift: int = 0,
         reference: str = "origin",
         path_points: int = 5,
+        keep_zeros: bool = True,
         branch: str | None = None,
         training: dict[str, Any] | None = None,
         seed: int = 0,
@@ -113,6 +116,7 @@ class ContinualLearning(Operator):
             "label_space": label_space,
             "anchors": anchors,
             "anchor_shift": anchor_shift,
+            "keep_zeros": keep_zeros,
             "seed": seed,
             "max_length": max_length,
             **self.arguments,
@@ -152,7 +156,7 @@ class ContinualLearning(Operator):
             train_dataset=train,
             **data.evaluation(tasks, spaces),
             processing_class=processor,
-            terms=self.method.terms(),
+            terms=[*kept_zeros(node, self.parameters["keep_zeros"]), *self.method.terms()],
             preserve=self.method.preserve,
             graph=graph,
             origin=Origin(

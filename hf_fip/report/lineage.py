@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 NOT_MEASURED = "#808590"
 SCALE = "Viridis"
 COLOR_BAR_HEIGHT = 36
+Colorings = dict[str, tuple[list["float | None"], str]]
 
 
-def _colorings(graph: ModelGraph) -> dict[str, tuple[list[float | None], str]]:
+def _colorings(graph: ModelGraph) -> Colorings:
     """Everything a node can be coloured by: label -> (value per node, format of the colour bar)."""
     nodes = list(graph.nodes.values())
     found = {
@@ -112,14 +113,14 @@ def _edge_names(graph: ModelGraph, place: dict[str, tuple[int, int]]) -> go.Scat
     )
 
 
-def _color_options(graph: ModelGraph, by_branch: list[str], trace: int, plot_height: int) -> list[dict[str, Any]]:
+def _color_options(colorings: Colorings, by_branch: list[str], trace: int, plot_height: int) -> list[dict[str, Any]]:
     """What to change for each colouring: the colours of `trace`, the colour bar of the trace after it, the height."""
     height = plot_height + TOP_MARGIN + BOTTOM_MARGIN
     bottom = {"height": height, "margin.b": BOTTOM_MARGIN}
     branch = [[{"marker.color": [by_branch]}, [trace]], [{"marker.showscale": False}, [trace + 1]]]
     options: list[dict[str, Any]] = [{"label": "Branch", "updates": branch, "layout": bottom}]
     bottom = {"height": height + COLOR_BAR_HEIGHT, "margin.b": BOTTOM_MARGIN + COLOR_BAR_HEIGHT}
-    for name, (values, bar_format) in _colorings(graph).items():
+    for name, (values, bar_format) in colorings.items():
         colors, low, high = _node_colors(values)
         scale = {"marker.showscale": True, "marker.cmin": low, "marker.cmax": high}
         scale["marker.colorbar.tickformat"] = bar_format
@@ -128,11 +129,17 @@ def _color_options(graph: ModelGraph, by_branch: list[str], trace: int, plot_hei
     return options
 
 
-def lineage(graph: ModelGraph) -> go.Figure:
+def lineage(graph: ModelGraph, colorings: Colorings | None = None) -> go.Figure:
     """
     The graph: optimizer steps to the right, a lane for each branch. `layout.meta["controls"]` holds what the page's
     menus change: the nodes' colour (branch or any metric) and the edges' width (functional or Euclidean length).
+
+    Args:
+        graph (`ModelGraph`): The graph.
+        colorings (`dict`, *optional*): What the nodes can be coloured by in place of their metrics: label to (a value
+            per node, format of the colour bar).
     """
+    colorings = _colorings(graph) if colorings is None else colorings
     drawn, steps, lane = branches(graph), steps_from_root(graph), lanes(graph)
     nodes: list[Node] = list(graph.nodes.values())
     place = {node.id: (steps[node.id], lane[node.name]) for node in nodes}
@@ -166,7 +173,10 @@ def lineage(graph: ModelGraph) -> go.Figure:
         for mode in edges
     ]
     controls = [
-        {"label": "Colour of nodes", "options": _color_options(graph, by_branch, len(edge_traces) + 1, plot_height)},
+        {
+            "label": "Colour of nodes",
+            "options": _color_options(colorings, by_branch, len(edge_traces) + 1, plot_height),
+        },
         {"label": "Width of edges", "options": widths},
     ]
     meta = {"controls": [control for control in controls if len(control["options"]) > 1]}

@@ -101,6 +101,7 @@ def write_report(graph: ModelGraph, output: str | Path | None = None, *, recipe:
         `MissingExtraError`: if Plotly or Jinja2 is not installed.
     """
     _require("plotly", "jinja2")
+    import hf_fip.report.queries  # noqa: F401  adds its sections
     from hf_fip.report.sections import SECTIONS
 
     sections = [section for make in SECTIONS if (section := make(graph)) is not None]
@@ -132,6 +133,7 @@ def save_pictures(graph: ModelGraph, folder: str | Path, formats: Sequence[str] 
         `MissingExtraError`: if Plotly, Kaleido or Chrome is not installed.
     """
     _require("plotly", "kaleido")
+    import hf_fip.report.queries  # noqa: F401  adds its pictures
     from hf_fip.report.figures import FIGURES
 
     folder = Path(folder)

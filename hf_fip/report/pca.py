@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers.utils import logging
+
+from ..graph.weights import open_weights
 
 
 logger = logging.get_logger(__name__)
 
-INDEX_FILE = "model.safetensors.index.json"
-WEIGHT_FILES = ("model.safetensors", INDEX_FILE, "adapter_model.safetensors")
 RANK_TOLERANCE = 1e-12
 BLOCK_BYTES = 256 * 2**20
 # As in hf_fip.graph.distances: running statistics of batch normalisation describe the data; nobody optimises them.
@@ -47,9 +46,9 @@ class WeightPCA:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies on disk, and its shape."""
+    """Folder of the model that one tensor belongs to, and its shape."""
 
-    file: Path
+    folder: Path
     shape: tuple[int, ...]
 
 
@@ -58,25 +57,20 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     The floating-point tensors of a saved model or adapter, read from the headers only.
 
     Args:
-        folder (`Path`): A folder with `model.safetensors`, a sharded model's index, or `adapter_model.safetensors`.
+        folder (`Path`): A folder that [`~hf_fip.graph.weights.open_weights`] reads.
 
     Returns:
-        `dict[str, StoredTensor]`: Empty if the folder holds no safetensors file.
+        `dict[str, StoredTensor]`
+
+    Raises:
+        [`~hf_fip.errors.InputError`]: No safetensors weights, or a damaged file.
     """
-    names = [name for name in WEIGHT_FILES if (folder / name).is_file()][:1]
-    if names == [INDEX_FILE]:
-        # The index may come from anyone and must not lead out of the folder.
-        names = sorted(
-            {Path(name).name for name in json.loads((folder / INDEX_FILE).read_bytes())["weight_map"].values()}
-        )
-    tensors = {}
-    for file in (folder / name for name in names):
-        with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():
-                entry = weights.get_slice(name)
-                if "F" in entry.get_dtype() and not name.endswith(STATISTICS):
-                    tensors[name] = StoredTensor(file, tuple(entry.get_shape()))
-    return tensors
+    with ExitStack() as stack:
+        return {
+            name: StoredTensor(folder, tuple(weight.shape))
+            for name, weight in open_weights(folder, stack).items()
+            if weight.is_floating_point and not name.endswith(STATISTICS)
+        }
 
 
 def _mismatch(tensors: dict[str, StoredTensor], known: dict[str, StoredTensor]) -> str | None:
@@ -114,24 +108,16 @@ def _blocks(shapes: dict[str, tuple[int, ...]], columns: int) -> Iterator[list[t
 
 
 def _fill(row: torch.Tensor, tensors: dict[str, StoredTensor], block: list[tuple[str, int, int, int]]) -> None:
-    # Each file is opened for one block and closed again: a mapping kept open would count its pages as ours.
+    # The files are opened for one block and closed again: a mapping kept open would count its pages as ours.
     with ExitStack() as stack:
-        opened: dict[Path, safe_open] = {}
+        weights = open_weights(next(iter(tensors.values())).folder, stack)
         offset = 0
         for name, start, stop, width in block:
             begin, offset = offset, offset + (stop - start) * width
-            if name not in tensors:
-                continue
-            file, shape = tensors[name].file, tensors[name].shape
-            if file not in opened:
-                opened[file] = stack.enter_context(safe_open(file, framework="pt"))
-            if shape:
-                stored = min(stop, shape[0])
-                if stored > start:
-                    values = opened[file].get_slice(name)[start:stored].reshape(-1)
-                    row[begin : begin + values.numel()].copy_(values)
-            else:
-                row[begin] = opened[file].get_tensor(name)
+            stored = min(stop, weights[name].rows) if name in tensors else 0
+            if stored > start:
+                values = weights[name].read(start, stored).reshape(-1)
+                row[begin : begin + values.numel()].copy_(values)
 
 
 def gram_of_differences(models: list[dict[str, StoredTensor]], block_bytes: int | None = None) -> np.ndarray:

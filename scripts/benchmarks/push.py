@@ -1,13 +1,13 @@
 """
 What pushing a family costs: requests per node, and the share of the time in which bytes are on the wire.
 
-    python scripts/benchmarks/push.py [--json] [--nodes 4 12] [--megabytes 8] [--megabits 16] [--latency 0.1]
+    python scripts/benchmarks/push.py [--json] [--nodes 4 8] [--megabytes 16] [--megabits 20] [--latency 0.1]
 
 The Hub is the server of this checkout's tests, on this machine, behind a link of `--megabits` per second on which each
 request waits for `--latency` seconds more; the client is the real one. `hf-fip push` runs in a process of its own, and
 the time counts from its first request to its last answer. `wire_share` is the time that all bytes take at the speed of
-the link, divided by that time: 1 would be a push that never keeps the link waiting. It depends on the size of a node:
-`wait_per_node`, in round trips of the link, does not. `again` pushes what is already there.
+the link, divided by that time: 1 would be a push that never keeps the link waiting. It grows with the size of a node;
+`wait_per_node`, the rest of the time in units of the latency, does not. `again` pushes what is already there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hf_fip.graph import ModelGraph
-from tests.hub.families import family, start
+from tests.hub.commands import start
+from tests.hub.masked_family import masked_family
 from tests.hub.server import Entry, HubServer
 
 
@@ -33,9 +34,9 @@ ARGUMENTS = ("--namespace", "tester", "--collection", "benchmark", "--private", 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--nodes", nargs="+", type=int, default=[4, 12], help="sizes of the families")
-    parser.add_argument("--megabytes", type=float, default=8.0, help="weights of a node")
-    parser.add_argument("--megabits", type=float, default=16.0, help="speed of the link, per second; 0: unlimited")
+    parser.add_argument("--nodes", nargs="+", type=int, default=[4, 8], help="sizes of the families")
+    parser.add_argument("--megabytes", type=float, default=16.0, help="weights of a node")
+    parser.add_argument("--megabits", type=float, default=20.0, help="speed of the link, per second; 0: unlimited")
     parser.add_argument("--latency", type=float, default=0.1, help="seconds that each request waits")
     options = parser.parse_args()
     rows = []
@@ -43,7 +44,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, HubServer() as hub:
             hub.link.speed = options.megabits * 1e6 / 8 or None
             hub.link.latency = options.latency
-            graph = family(Path(folder) / "graph", points=nodes - 1, branches=("fip",), **_size(options.megabytes))
+            graph = masked_family(
+                Path(folder) / "graph", points=nodes - 1, branches=("fip",), **_size(options.megabytes)
+            )
             for what in ("first", "again"):
                 rows.append(_row(hub, graph, what, options.latency))
     result = {

@@ -209,7 +209,7 @@ def test_the_cache_is_in_the_home_of_hugging_face_by_default(tmp_path, monkeypat
 
 
 def test_what_cannot_be_built_is_refused(tmp_path):
-    with pytest.raises(InputError, match="bert-demo, bert-mini, cnn, vit-tiny"):
+    with pytest.raises(InputError, match="bert-demo, bert-mini, cnn, lenet, vit-tiny"):
         embedded.build("bert-large", cache_dir=tmp_path)
     with pytest.raises(InputError, match="data_root.*imdb_unsupervised"):
         embedded.build("bert-mini", cache_dir=tmp_path)

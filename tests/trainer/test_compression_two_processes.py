@@ -1,0 +1,80 @@
+"""Two gloo processes compress as one: the analytic gradient is not summed over them, and both hold the same zeros."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hf_fip import ModelGraph
+from tests.testing_utils import ROOT, assert_same_weights, weights
+
+
+SCRIPT = """
+import os
+import sys
+
+import torch
+
+from hf_fip import FIPTrainer
+from hf_fip.objectives import Pull, TaskLoss, get_projection
+from tests.testing_utils import arguments, case
+
+torch.set_num_threads(1)
+folder, decoupled, per_device, accumulation = sys.argv[1], sys.argv[2] == "decoupled", *map(int, sys.argv[3:])
+arguments_of = case("sequence-classification")
+arguments_of["model"] = arguments_of["model"].double()
+pull = Pull(get_projection("unstructured"), [0.4, 0.6], [3, 6], decoupled=decoupled, refresh=1)
+trainer = FIPTrainer(
+    args=arguments(
+        folder,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        anchor_batch_size=7,
+        learning_rate=5e-3,
+        weight_decay=0.1,
+        distance_budget=0.02,
+        restoration_steps=6,
+        ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
+    ),
+    objective=[TaskLoss(), pull],
+    **arguments_of,
+)
+trainer.train()
+if "WORLD_SIZE" in os.environ:
+    # The other process holds the same weights, though only the first one writes them.
+    for p in trainer.unwrapped.parameters():
+        other = p.detach().clone()
+        torch.distributed.broadcast(other, 1)
+        assert torch.equal(other, p)
+"""
+
+
+def travel(tmp_path, name, pull, processes, per_device, accumulation=1):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    launcher = (
+        [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    )
+    command = [sys.executable, *launcher, str(script), str(tmp_path / name), pull, str(per_device), str(accumulation)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return ModelGraph.load(tmp_path / name / "graph")
+
+
+@pytest.mark.parametrize("pull", ["decoupled", "gradient"])
+def test_two_processes_compress_as_one(pull, tmp_path):
+    """In float64, restoring the budget included."""
+    one = travel(tmp_path, "one", pull, 1, 8)
+    two = travel(tmp_path, "two", pull, 2, 2, accumulation=2)
+    assert [node.step for node in two] == [0, 3, 6]
+    for single, double in zip(one, two, strict=True):
+        found = [weights(node.load_model(dtype=torch.float64)) for node in (single, double)]
+        assert_same_weights(*found, tolerance=1e-6)
+        if single.parent is not None:
+            assert single.protocol["compression"] == double.protocol["compression"]
+            for name, weight in found[0].items():
+                assert torch.equal(weight == 0, found[1][name] == 0)
+            assert double.protocol["budget"]["restoration_steps"] == single.protocol["budget"]["restoration_steps"] > 0
