@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
@@ -16,6 +16,11 @@ from .family import Family
 from .files import storage_error
 from .node import Node
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..query import QueryResult
 
 logger = logging.get_logger(__name__)
 
@@ -113,6 +118,24 @@ class ModelGraph(Family):
         from ..hub.remote import HubGraph
 
         return HubGraph.open(source, revision=revision, token=token, cache_dir=cache_dir, endpoint=endpoint)
+
+    def query(self, dataset: str | Dataset | list[str], **options: Any) -> QueryResult:
+        """
+        Ranks the nodes by how well they suit data: by perplexity, or another metric.
+
+        Args:
+            dataset (`str`, `datasets.Dataset` or `list[str]`): the data; see [`~hf_fip.query.query`].
+            options: as [`~hf_fip.query.query`] takes them: `metric`, `strategy`, `max_samples`, `top`, ….
+
+        Returns:
+            `QueryResult`: the ranking, best first, and what it took.
+
+        Raises:
+            `InputError`: an unknown metric or strategy, data that cannot be scored.
+        """
+        from ..query import query
+
+        return query(self, dataset, **options)
 
     def push_to_hub(
         self,

@@ -42,9 +42,12 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "VARIANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(*options.one, options.steps, options.batch)))
+        model, variant = options.one
+        found = _record_point() if model == "record" else measure(model, variant, options.steps, options.batch)
+        print(json.dumps(found))
         return
-    record_point = _record_point()
+    # In a process of its own too: a child's peak memory begins with its parent's.
+    record_point = _in_a_process("record", "point", options)
     rows = []
     for model in options.models:
         runs: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
