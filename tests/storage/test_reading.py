@@ -30,7 +30,10 @@ FORMS = {
 }
 
 
-@pytest.fixture(params=[(make, form) for make in (bert, vit) for form in FORMS], ids=str)
+@pytest.fixture(
+    params=[(make, form) for make in (bert, vit) for form in FORMS],
+    ids=lambda param: f"{param[0].__name__}-{param[1]}",
+)
 def pair(request, tmp_path):
     """The same model in an unusual format, and dense; and another one."""
     make, form = request.param
