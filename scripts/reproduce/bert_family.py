@@ -54,7 +54,7 @@ def measure(seed: int, options: Options) -> list[Measurement]:
 
 def protocol(options: Options) -> dict:
     return {
-        "model": "embedded:bert-mini, 5.4 M weights",
+        "model": "embedded:bert-mini, 1.35 M weights",
         "perplexity": "of 15 % masked tokens, the same for all nodes; 1,000 texts of each test set"
         if options.is_full
         else "of 15 % masked tokens, the same for all nodes; 40 texts of each test set",

@@ -30,7 +30,7 @@ def measure(seed: int, options: Options) -> list[Measurement]:
 
 def protocol(options: Options) -> dict:
     return {
-        "model": "embedded:bert-mini, 5.4 M weights",
+        "model": "embedded:bert-mini, 1.35 M weights",
         "task id at test time": "no",
         "anchors": f"{2000 if options.is_full else 100} Yelp reviews without labels",
     }
