@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -133,6 +134,19 @@ class FIPConfig(TrainingArguments):
             raise InputError(
                 f"path_points={self.path_points!r}: the end of the path is always recorded, use 1 or more"
             )
+
+    def check_data(self, train_dataset: Any, anchor_dataset: Any, heldout_dataset: Any) -> None:
+        """Refuses data sets with which this run cannot work; each may be `None`."""
+        if train_dataset is None and anchor_dataset is None:
+            raise InputError("train_dataset and anchor_dataset are both None; pass at least one of them")
+        if train_dataset is None and self.max_steps <= 0:
+            raise InputError(f"max_steps={self.max_steps}: a path with L = 0 has no epochs, set its length in steps")
+        if self.budget and anchor_dataset is None:
+            raise InputError(
+                "a forgetting budget needs anchor_dataset: the inputs on which the function has to be kept"
+            )
+        if heldout_dataset is not None and anchor_dataset is None:
+            raise InputError("heldout_dataset needs anchor_dataset: it certifies what is kept on the anchors")
 
     @property
     def distance(self) -> Distance:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from .models.loading import load_model
 from .objectives import TaskLoss
 from .path import Origin, PathRecorder, last_complete_checkpoint
 from .preservation import Preservation
+from .term_log import TermLog, check_finite
 from .terms import OutputBatch, Step, Term, apply_gradient_terms, apply_weight_terms, overrides, total_loss
 
 
@@ -106,7 +106,11 @@ class FIPTrainer(Trainer):
         **kwargs: Any,
     ):
         args = FIPConfig("trainer_output") if args is None else args
-        _check_arguments(args, train_dataset, anchor_dataset, heldout_dataset)
+        if not isinstance(args, FIPConfig):
+            raise InputError(
+                f"args is a {type(args).__name__}; pass an FIPConfig, it takes every TrainingArguments field"
+            )
+        args.check_data(train_dataset, anchor_dataset, heldout_dataset)
         self.has_task = train_dataset is not None
         self.anchor_dataset = anchor_dataset
         self.heldout_dataset = heldout_dataset
@@ -114,7 +118,10 @@ class FIPTrainer(Trainer):
         self.terms: list[Term] = []
         self.path: PathRecorder | None = None
         self.preservation: Preservation | None = None
-        self._objective = [TaskLoss()] if objective is None and self.has_task else _as_list(objective)
+        self.term_log: TermLog | None = None
+        if objective is None and self.has_task:
+            objective = TaskLoss()
+        self._objective = [objective] if isinstance(objective, Term) else list(objective or ())
         self._given_terms = list(terms)
         self._given_graph = graph
         self._origin = origin or Origin()
@@ -132,7 +139,6 @@ class FIPTrainer(Trainer):
             )
         if self.compute_metrics is None and self._is_classifier:
             self.compute_metrics = accuracy
-        self._reset_logged()
         self.add_callback(_RecordPoints(self))
         if args.push_path_to_hub:
             from .hub.training import PublishPath
@@ -201,8 +207,7 @@ class FIPTrainer(Trainer):
         loss, values = total_loss(self.terms, step)
         if loss is None:
             raise InputError("terms: none of them has a loss, so there is no gradient to follow")
-        for name, value in values.items():
-            self._logged[name] = self._logged.get(name, 0.0) + value
+        self.term_log.add(values)
         return (loss, outputs) if return_outputs else loss
 
     def _forward(self, model: nn.Module, inputs, num_items) -> tuple[Step, Any]:
@@ -301,38 +306,17 @@ class FIPTrainer(Trainer):
             apply_weight_terms(self.terms, parameters, step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds every term by name to the training logs; the values leave the device once per log."""
-        if "loss" in logs and self._logged:
-            logs |= self._logged_values(logs["loss"])
+        """Adds every term by name to the training logs."""
+        if "loss" in logs and self.term_log is not None:
+            values = self.term_log.take(self.state.global_step)
+            self._check_finite({"loss": logs["loss"], **values})
+            if "functional_distance" in values:
+                values["beta"] = 1.0 / self.preservation.distance.weight
+            logs |= values
         super().log(logs, start_time)
 
-    def _logged_values(self, loss: float) -> dict[str, float]:
-        names = list(self._logged)
-        values = torch.stack([self._logged[name].float() for name in names])
-        steps = max(self.state.global_step - self._logged_since, 1)
-        averages = dict(zip(names, (self.accelerator.reduce(values, "mean") / steps).tolist(), strict=True))
-        averages |= {name: float(value) for term in self.terms for name, value in term.logs().items()}
-        self._reset_logged()
-        if not all(map(math.isfinite, [loss, *averages.values()])):
-            raise self._not_finite(averages)
-        objective = [averages[t.name] * t.weight for t in self.terms if t.is_objective and t.name in averages]
-        if objective:
-            averages["objective"] = sum(objective)
-        if "functional_distance" in averages:
-            averages["beta"] = 1.0 / self.preservation.distance.weight
-        return averages
-
-    def _not_finite(self, values: dict[str, float]) -> FloatingPointError:
-        shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
-        return FloatingPointError(
-            f"the loss is not finite at step {self.state.global_step} ({shown}); lower learning_rate="
-            f"{self.args.learning_rate:g} or check the data. Points and checkpoints recorded before are whole"
-        )
-
-    def _reset_logged(self) -> None:
-        self._logged: dict[str, Tensor] = {}
-        self._logged_since = self.state.global_step
-        self._micro_step = [-1, 0]
+    def _check_finite(self, losses: dict[str, float]) -> None:
+        check_finite(losses, self.state.global_step, self.args.learning_rate)
 
     # ---- The path ----------------------------------------------------------------------------------------------
 
@@ -378,15 +362,15 @@ class FIPTrainer(Trainer):
         attentive = bool(preserving) or any(term.uses_anchors for term in self._given_terms)
         self._uses_anchors = self.preservation.anchors is not None and attentive
         self._has_gradient_terms = any(overrides(t, "add_gradient_", "constrain_gradient_") for t in self.terms)
-        self._has_weight_terms = any(overrides(t, "move_weights_", "constrain_weights_") for t in self.terms)
-        if self._has_weight_terms and self.is_fsdp_enabled:
-            named = ", ".join(
-                term.name for term in self.terms if overrides(term, "move_weights_", "constrain_weights_")
+        moving = [t.name for t in self.terms if overrides(t, "move_weights_", "constrain_weights_")]
+        self._has_weight_terms = bool(moving)
+        if moving and self.is_fsdp_enabled:
+            raise InputError(
+                f"fsdp with the terms {', '.join(moving)}: they change whole weights, not shards; use DDP"
             )
-            raise InputError(f"fsdp with the terms {named}: they change whole weights, not shards; use DDP")
         self.path = PathRecorder(self, self.graph, self._origin)
         self.path.begin(checkpoint)
-        self._reset_logged()
+        self._micro_step = [-1, 0]
         for term in self.terms:
             term.begin_segment(self.unwrapped)
 
@@ -411,8 +395,7 @@ class FIPTrainer(Trainer):
         return push_path(self, **kwargs)
 
     def _save_checkpoint(self, model, trial):
-        if not math.isfinite(self._tr_loss.item()):
-            raise self._not_finite({})
+        self._check_finite({"loss": self._tr_loss.item()})
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         self.path.save(Path(folder))
         super()._save_checkpoint(model, trial)
@@ -452,6 +435,8 @@ class _RecordPoints(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if self.trainer.path is None:
             self.trainer._begin_path(None)
+        # Only now a resumed run knows how many steps were done.
+        self.trainer.term_log = TermLog(self.trainer.accelerator, self.trainer.terms, state.global_step)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.change_weights(state.global_step + 1)
@@ -472,22 +457,3 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """Share of correct predictions: what classification is evaluated by unless `compute_metrics` is given."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     return {"accuracy": float((logits.argmax(-1) == prediction.label_ids).mean())}
-
-
-def _as_list(objective: Term | Sequence[Term] | None) -> list[Term]:
-    if objective is None:
-        return []
-    return [objective] if isinstance(objective, Term) else list(objective)
-
-
-def _check_arguments(args, train_dataset, anchor_dataset, heldout_dataset) -> None:
-    if not isinstance(args, FIPConfig):
-        raise InputError(f"args is a {type(args).__name__}; pass an FIPConfig, it takes every TrainingArguments field")
-    if train_dataset is None and anchor_dataset is None:
-        raise InputError("train_dataset and anchor_dataset are both None; pass at least one of them")
-    if train_dataset is None and args.max_steps <= 0:
-        raise InputError(f"max_steps={args.max_steps}: a path with L = 0 has no epochs, set its length in steps")
-    if args.budget and anchor_dataset is None:
-        raise InputError("a forgetting budget needs anchor_dataset: the inputs on which the function has to be kept")
-    if heldout_dataset is not None and anchor_dataset is None:
-        raise InputError("heldout_dataset needs anchor_dataset: it certifies what is kept on the anchors")
