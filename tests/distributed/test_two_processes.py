@@ -63,7 +63,7 @@ def travel(tmp_path, name, kind, processes, per_device, accumulation=1, budget=0
     return ModelGraph.load(tmp_path / name / "graph")
 
 
-@pytest.mark.parametrize("kind", ["sequence-classification", "text-generation"])
+@pytest.mark.parametrize("kind", ["sequence-classification", pytest.param("text-generation", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(kind, tmp_path):
     """Same batches, unevenly split anchors (7 over 2 and 4 parts), accumulation, recorded points."""
     one = travel(tmp_path, "one", kind, 1, 8)

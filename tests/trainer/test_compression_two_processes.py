@@ -64,6 +64,7 @@ def travel(tmp_path, name, pull, processes, per_device, accumulation=1):
     return ModelGraph.load(tmp_path / name / "graph")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pull", ["decoupled", "gradient"])
 def test_two_processes_compress_as_one(pull, tmp_path):
     """In float64, restoring the budget included."""
