@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from .errors import InputError
 from .functional.budget import DEFAULT_BETA, Budget
 from .functional.distances import Distance, get_distance
+from .storage import SPARSE_FORMATS
 
 
 CACHE_DTYPES = ("float32", "bfloat16", "float16")
@@ -65,6 +66,10 @@ class FIPConfig(TrainingArguments):
             Folder of the model graph; defaults to `output_dir/graph`.
         branch (`str`, *optional*, defaults to `"fip"`):
             Name of the path in the graph.
+        sparse_format (`str`, *optional*, defaults to `"auto"`):
+            Files of the nodes: `"auto"` (as few bytes as the weights allow), `"bitmask"`, `"structured"` (heads,
+            neurons and filters without influence are gone from the node as well) or `"dense"` (files that load
+            without `hf_fip`); see [`~hf_fip.storage.save_compressed`]. Checkpoints hold the whole network.
         push_path_to_hub (`bool`, *optional*, defaults to `False`):
             Publish each path point as it is recorded, in the background: see [`ModelGraph.push_to_hub`]. Training
             neither waits for the Hub nor fails with it. What could not be published is published by the next run on
@@ -106,6 +111,7 @@ class FIPConfig(TrainingArguments):
 
     graph_dir: str | None = field(default=None, metadata={"help": "Folder of the model graph."})
     branch: str = field(default="fip", metadata={"help": "Name of the path in the graph."})
+    sparse_format: str = field(default="auto", metadata={"help": "`auto`, `bitmask`, `structured` or `dense` nodes."})
     push_path_to_hub: bool = field(default=False, metadata={"help": "Publish each path point in the background."})
     hub_namespace: str | None = field(default=None, metadata={"help": "Owner of the published repositories."})
     hub_collection: str | None = field(default=None, metadata={"help": "Title of the family's Collection."})
@@ -116,11 +122,15 @@ class FIPConfig(TrainingArguments):
         self.distance  # noqa: B018 - refuses unknown distances and parameters
         self.budget  # noqa: B018 - refuses impossible budgets now, not after an hour
         _one_of("reference", self.reference, ("origin", "previous"))
+        _one_of("sparse_format", self.sparse_format, SPARSE_FORMATS)
         _one_of("hub_layout", self.hub_layout, ("repo", "revision"))
         _one_of("anchor_cache_dtype", self.anchor_cache_dtype, CACHE_DTYPES)
         _one_of("solver", self.solver, ("penalty", "trust_region"))
         if self.solver == "trust_region":
             raise InputError("solver='trust_region' is not available yet; use solver='penalty'")
+        if self.sparse_format == "structured" and self.step_norm is not None:
+            # A resumed run compares its weights with those of its last node, which would be smaller.
+            raise InputError("sparse_format='structured' and step_norm exclude each other; use path_points")
         if self.push_to_hub:
             raise InputError("push_to_hub=True publishes single checkpoints; use push_path_to_hub=True for the path")
         for name in ("beta", "step_norm", "anchor_batch_size", "anchor_positions", "anchor_cache_limit_gb"):
@@ -142,9 +152,7 @@ class FIPConfig(TrainingArguments):
         if train_dataset is None and self.max_steps <= 0:
             raise InputError(f"max_steps={self.max_steps}: a path with L = 0 has no epochs, set its length in steps")
         if self.budget and anchor_dataset is None:
-            raise InputError(
-                "a forgetting budget needs anchor_dataset: the inputs on which the function has to be kept"
-            )
+            raise InputError("a forgetting budget needs anchor_dataset: inputs on which the function has to be kept")
         if heldout_dataset is not None and anchor_dataset is None:
             raise InputError("heldout_dataset needs anchor_dataset: it certifies what is kept on the anchors")
 

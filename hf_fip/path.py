@@ -18,6 +18,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .errors import InputError
@@ -26,6 +27,7 @@ from .graph import ModelGraph, Node
 from .graph.card import write_card
 from .graph.distances import measure
 from .models.loading import save_model, task_of
+from .storage import structure_groups
 from .tasks import digest
 from .version import __version__
 
@@ -99,6 +101,9 @@ class PathRecorder:
     def begin(self, checkpoint: str | None) -> None:
         """Records the root where the graph has none, or takes up the state of `checkpoint`."""
         trainer = self.trainer
+        model, shrinks = trainer.unwrapped, trainer.args.sparse_format == "structured"
+        if shrinks and isinstance(model, PreTrainedModel) and not structure_groups(model):
+            raise InputError(f"sparse_format='structured': no heads are known of {type(model).__name__}; use 'auto'")
         if self.origin.parent is None and not self.origin.root_only:
             self._begin_root()
         self.run = self._run_digest()
@@ -253,7 +258,7 @@ class PathRecorder:
         def write(folder: Path) -> dict[str, Any]:
             try:
                 with _no_progress_bars():
-                    save_model(trainer.unwrapped, folder, state_dict=state)
+                    save_model(trainer.unwrapped, folder, state_dict=state, sparse_format=trainer.args.sparse_format)
                 if trainer.processing_class is not None:
                     trainer.processing_class.save_pretrained(folder)
             finally:
@@ -389,6 +394,22 @@ def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
             continue
         found.append((int(number), str(path)))
     return max(found)[1] if found else None
+
+
+def load_checkpoint_(model: nn.Module, folder: str | os.PathLike) -> bool:
+    """
+    Loads the weights of a checkpoint as `from_pretrained` does. The Trainer's own loader takes the tensor names in the
+    file as they are, but models whose names changed between versions (ViT, for one) are saved under the old ones: it
+    would leave their weights as they were, with only a warning.
+
+    Returns:
+        `bool`: whether the model is one that can be loaded so.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return False
+    saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+    model.load_state_dict(saved.state_dict())
+    return True
 
 
 @contextmanager

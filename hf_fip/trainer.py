@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import DataCollatorWithPadding, EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -22,7 +22,7 @@ from .functional.anchors import join_inputs
 from .graph import ModelGraph
 from .models.loading import load_model
 from .objectives import TaskLoss
-from .path import Origin, PathRecorder, last_complete_checkpoint
+from .path import Origin, PathRecorder, last_complete_checkpoint, load_checkpoint_
 from .preservation import Preservation
 from .term_log import TermLog, check_finite
 from .terms import OutputBatch, Step, Term, apply_gradient_terms, apply_weight_terms, overrides, total_loss
@@ -266,11 +266,10 @@ class FIPTrainer(Trainer):
         if self._micro_step[0] != self.state.global_step:
             self._micro_step = [self.state.global_step, 0]
         processes = self.accelerator.num_processes
+        parts = self.current_gradient_accumulation_steps * processes
         part = self._micro_step[1] * processes + self.accelerator.process_index
         self._micro_step[1] += 1
-        return self.preservation.draw(
-            self.state.global_step, part, self.current_gradient_accumulation_steps * processes
-        )
+        return self.preservation.draw(self.state.global_step, part, parts)
 
     def _get_num_items_in_batch(self, batch_samples, device):
         if self.kind is OutputKind.OTHER or not batch_samples or batch_samples[0].get("labels") is None:
@@ -309,14 +308,11 @@ class FIPTrainer(Trainer):
         """Adds every term by name to the training logs."""
         if "loss" in logs and self.term_log is not None:
             values = self.term_log.take(self.state.global_step)
-            self._check_finite({"loss": logs["loss"], **values})
+            check_finite({"loss": logs["loss"], **values}, self.state.global_step, self.args.learning_rate)
             if "functional_distance" in values:
                 values["beta"] = 1.0 / self.preservation.distance.weight
             logs |= values
         super().log(logs, start_time)
-
-    def _check_finite(self, losses: dict[str, float]) -> None:
-        check_finite(losses, self.state.global_step, self.args.learning_rate)
 
     # ---- The path ----------------------------------------------------------------------------------------------
 
@@ -336,24 +332,12 @@ class FIPTrainer(Trainer):
         # The last moment at which the model holds the weights the path starts from: references are taken here.
         if self.is_in_train and self.path is None:
             self._begin_path(resume_from_checkpoint)
-        if not self._load_saved_weights(resume_from_checkpoint, model or self.model):
+        if self.is_fsdp_enabled or not load_checkpoint_(model or self.model, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
-        if not self._load_saved_weights(self.state.best_model_checkpoint, self.model):
+        if self.is_fsdp_enabled or not load_checkpoint_(self.model, self.state.best_model_checkpoint):
             super()._load_best_model()
-
-    def _load_saved_weights(self, folder: str, model: nn.Module) -> bool:
-        """
-        Loads a checkpoint as `from_pretrained` does. The Trainer's own loader takes the tensor names in the file as
-        they are, but models whose names changed between versions (ViT, for one) are saved under the old ones: it would
-        leave their weights as they were, with only a warning.
-        """
-        if not isinstance(model, PreTrainedModel) or self.is_fsdp_enabled:
-            return False
-        saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
-        model.load_state_dict(saved.state_dict())
-        return True
 
     def _begin_path(self, checkpoint: str | None) -> None:
         self.preservation = Preservation(self)
@@ -362,12 +346,10 @@ class FIPTrainer(Trainer):
         attentive = bool(preserving) or any(term.uses_anchors for term in self._given_terms)
         self._uses_anchors = self.preservation.anchors is not None and attentive
         self._has_gradient_terms = any(overrides(t, "add_gradient_", "constrain_gradient_") for t in self.terms)
-        moving = [t.name for t in self.terms if overrides(t, "move_weights_", "constrain_weights_")]
+        moving = ", ".join(t.name for t in self.terms if overrides(t, "move_weights_", "constrain_weights_"))
         self._has_weight_terms = bool(moving)
         if moving and self.is_fsdp_enabled:
-            raise InputError(
-                f"fsdp with the terms {', '.join(moving)}: they change whole weights, not shards; use DDP"
-            )
+            raise InputError(f"fsdp with the terms {moving}: they change whole weights, not shards; use DDP")
         self.path = PathRecorder(self, self.graph, self._origin)
         self.path.begin(checkpoint)
         self._micro_step = [-1, 0]
@@ -395,7 +377,7 @@ class FIPTrainer(Trainer):
         return push_path(self, **kwargs)
 
     def _save_checkpoint(self, model, trial):
-        self._check_finite({"loss": self._tr_loss.item()})
+        check_finite({"loss": self._tr_loss.item()}, self.state.global_step, self.args.learning_rate)
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         self.path.save(Path(folder))
         super()._save_checkpoint(model, trial)
@@ -413,12 +395,7 @@ class FIPTrainer(Trainer):
             loader = self.get_eval_dataloader(name if name is not None else dataset)
             only_loss = True if self.compute_metrics is None else None
             with torch.no_grad():
-                output = self.evaluation_loop(
-                    loader,
-                    f"Path point {name or ''}".strip(),
-                    prediction_loss_only=only_loss,
-                    metric_key_prefix="eval",
-                )
+                output = self.evaluation_loop(loader, f"Path point {name or ''}".strip(), only_loss)
             for key, value in output.metrics.items():
                 key = key.removeprefix("eval_")
                 if key not in SPEED_METRICS:

@@ -67,7 +67,7 @@ def _tokenized(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, label_offset: int, max_length: int | None
 ) -> Dataset:
     length = max_length or min(tokenizer.model_max_length, LONGEST_TEXT)
-    fingerprint = _fingerprint(dataset, _describe_tokenizer(tokenizer), label_offset, length)
+    fingerprint = _fingerprint(dataset, describe_tokenizer(tokenizer), label_offset, length)
     # Truncation is a lasting setting of fast tokenizers, which the caller's would save with its files.
     tokenizer = copy.deepcopy(tokenizer)
 
@@ -146,7 +146,8 @@ def _fingerprint(dataset: Dataset, *arguments: Any) -> str:
     return Hasher.hash(json.dumps([dataset._fingerprint, __version__, "hf_fip.features.1", *arguments]))
 
 
-def _describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a tokenizer does, as text: equal for tokenizers that treat every text alike."""
     if tokenizer.is_fast:
         vocabulary = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     else:

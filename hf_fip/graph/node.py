@@ -29,8 +29,8 @@ class Source(Protocol):
     repo: str
     revision: str
 
-    def fetch(self) -> Path:
-        """Downloads the files once; safe to call from several threads."""
+    def fetch(self, *, weights: bool = True) -> Path:
+        """Downloads the files once, all or those that are no weights; safe to call from several threads."""
 
 
 class _Expected(ValueError):
@@ -316,12 +316,15 @@ class Node:
         """
         from ..models.loading import load_processor
 
-        return load_processor(self.files())
+        return load_processor(self.files(weights=False))
 
-    def files(self) -> Path:
+    def files(self, *, weights: bool = True) -> Path:
         """
-        The folder with all of the node's files. A node on the Hub is downloaded when this is called first; several
-        threads may call it.
+        The folder with the node's files. A node on the Hub is downloaded when this is called first; several threads
+        may call it.
+
+        Args:
+            weights (`bool`, *optional*, defaults to `True`): Whether the weights have to be there too.
 
         Returns:
             `Path`
@@ -333,7 +336,7 @@ class Node:
             return self.folder
         if self.source is None:
             raise InputError(f"Node {self.id!r} has no folder: add it to a ModelGraph first.")
-        return self.source.fetch()
+        return self.source.fetch(weights=weights)
 
     @property
     def location(self) -> dict[str, str]:

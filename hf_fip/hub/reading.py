@@ -23,7 +23,7 @@ from ..graph import Node
 from ..graph.node import NODE_FILE
 from ..graph.show import plain_text
 from .client import Hub
-from .files import is_allowed
+from .files import is_allowed, is_weight
 from .foreign import foreign_ids, foreign_node
 from .retry import AccessError, HubError
 
@@ -68,12 +68,15 @@ class HubSource:
         self.repo = repo
         self.revision = revision
         self._names = names
-        self._folder: Path | None = None
+        self._fetched: dict[bool, Path] = {}
         self._lock = Lock()
 
-    def fetch(self) -> Path:
+    def fetch(self, *, weights: bool = True) -> Path:
         """
         Downloads the files, unless they are in the cache.
+
+        Args:
+            weights (`bool`, *optional*, defaults to `True`): the weights too.
 
         Returns:
             `Path`: the folder that holds them.
@@ -83,12 +86,14 @@ class HubSource:
             `HubError`: the download failed.
         """
         with self._lock:
-            if self._folder is None:
-                names = self._names or allowed_files(self.hub.look(self.repo, self.revision).files)
-                if not any(name.endswith(".safetensors") for name in names):
+            if weights not in self._fetched:
+                if self._names is None:
+                    self._names = allowed_files(self.hub.look(self.repo, self.revision).files)
+                if not any(name.endswith(".safetensors") for name in self._names):
                     raise InputError(f"{self.repo} holds no safetensors weights, and hf_fip loads no others")
-                self._folder = self.hub.download(self.repo, self.revision, names)
-            return self._folder
+                names = [name for name in self._names if weights or not is_weight(name)] or self._names
+                self._fetched[weights] = self.hub.download(self.repo, self.revision, names)
+            return self._fetched[weights]
 
 
 def allowed_files(names: Any) -> list[str]:

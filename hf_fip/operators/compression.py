@@ -48,7 +48,8 @@ class Compression(Operator):
             at each. Projections that prescribe it themselves (2:4, int8) need none.
         projection (`str`, `dict` or [`Projection`], *optional*, defaults to `"unstructured"`):
             The target set: `"unstructured"`, `"2:4"` (any n:m), `"block"`, `"structured"`, `"int8"`, `"int4"`,
-            `"low_rank"`, or one you registered; a dictionary gives its `name` and parameters.
+            `"low_rank"`, or one you registered; a dictionary gives its `name` and parameters. Nodes of `"structured"`
+            have really lost their heads, neurons and filters, unless `training` gives another `sparse_format`.
         method (`str`, *optional*, defaults to `"fip"`):
             How: the functionally invariant path, or a baseline of [`COMPRESSION_METHODS`] in the same trainer.
         steps (`int` or sequence of `int`, *optional*, defaults to 2000):
@@ -145,6 +146,7 @@ class Compression(Operator):
         if functional_distance == "kl" and distance_temperature is None:
             distance_temperature = TEMPERATURE
         arguments = {
+            "sparse_format": "structured" if self.projection.name == "structured" else None,
             **training_arguments(training),
             "functional_distance": functional_distance,
             "distance_temperature": distance_temperature,

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.features import _describe_tokenizer
+from ..data.features import describe_tokenizer
 from ..errors import InputError
 from ..graph import Node
 from ..models.loading import BASE_CONFIG_FILE
@@ -89,7 +89,7 @@ class Processors:
 
     def key(self, node: Node) -> str | None:
         """The key in `loaded` of a node's processor, `None` if it has none; `CannotScore` if it is damaged."""
-        folder = node.files()
+        folder = node.files(weights=False)
         files = [self._file(folder / name) for name in _PROCESSOR_FILES if (folder / name).is_file()]
         # An adapter's may lie with its base model: loaded to be known.
         state = "".join(files) or str(folder)
@@ -118,7 +118,7 @@ class Processors:
 
 def _behaviour(processor: Any) -> str:
     is_tokenizer = isinstance(processor, PreTrainedTokenizerBase)
-    text = _describe_tokenizer(processor) if is_tokenizer else processor.to_json_string()
+    text = describe_tokenizer(processor) if is_tokenizer else processor.to_json_string()
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -148,7 +148,7 @@ def candidates(
     reasons: dict[str, str] = {}
     nodes = list(nodes)
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
-        downloads = {node.id: pool.submit(node.files) for node in nodes if node.folder is None}
+        downloads = {node.id: pool.submit(node.files, weights=False) for node in nodes if node.folder is None}
         for node in nodes:
             try:
                 if node.id in downloads:
@@ -216,7 +216,7 @@ def _nobody(reasons: dict[str, str], examples: Examples) -> str:
 
 
 def _config(node: Node) -> dict[str, Any]:
-    folder = node.files()
+    folder = node.files(weights=False)
     for name in ("config.json", BASE_CONFIG_FILE):
         try:
             config = json.loads((folder / name).read_bytes())

@@ -153,6 +153,8 @@ class Runner:
             return read(self.candidates[model].node)
         except InputError as error:
             return error
+        except OSError as error:
+            return InputError(f"its files cannot be had ({' '.join(str(error).split())[:200]})")
 
     @torch.inference_mode()
     def _add_losses(self, model: nn.Module, batch: Batch, candidate: Candidate, loss: np.ndarray, start: int) -> None:

@@ -379,3 +379,13 @@ def test_cards_of_any_form_are_read(hub: HubServer, fip: Any):
     upload(hub, "tester/odder", README__md=readme(fip=fip, base_model=["tester/odder"], datasets=["a"]))
     graph = ModelGraph.from_hub(collect(hub, "tester/odd", "tester/odder"))
     assert set(graph.nodes) == {"good", "odder"} and graph["odder"].parent is None
+
+
+def test_describing_a_node_fetches_no_weights(hub, tmp_path):
+    graph = small_family(tmp_path / "graph")
+    slug = graph.push_to_hub("tester", collection="family", endpoint=hub.endpoint, token=hub.token)["collection"]
+    remote = ModelGraph.from_hub(slug, endpoint=hub.endpoint, token=hub.token, cache_dir=tmp_path / "cache")
+    node = remote.root
+    assert node.files(weights=False).is_dir()
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert (node.files() / "model.safetensors").is_file()

@@ -1,5 +1,6 @@
 """The compression operator: points exactly in their sets, without labels, on every kind of task; zeros that stay."""
 
+import math
 import shutil
 
 import pytest
@@ -86,7 +87,7 @@ def test_the_function_is_kept_better_than_by_cutting_alone(base):
     [
         ("2:4", {}),
         ({"name": "block", "rows": 4, "columns": 4}, {"sparsity": 0.5}),
-        ({"name": "structured", "kinds": ["neurons"]}, {"sparsity": 0.3}),
+        ({"name": "structured", "kinds": ["neurons"]}, {"sparsity": 0.3, "sparse_format": "dense"}),
         ("int4", {}),
         ("low_rank", {"sparsity": 0.5}),
         ({"name": "unstructured", "scope": "layer"}, {"sparsity": 0.5}),
@@ -94,7 +95,8 @@ def test_the_function_is_kept_better_than_by_cutting_alone(base):
     ids=["2:4", "block", "structured", "int4", "low_rank", "layer"],
 )
 def test_points_lie_in_every_kind_of_set(projection, options, base):
-    path = compress(base, options.get("sparsity"), projection=projection, steps=20)
+    training = {**QUICK, "sparse_format": options.get("sparse_format", "auto")}
+    path = compress(base, options.get("sparsity"), projection=projection, steps=20, training=training)
     model = path.end.load_model()
     found = prunable_weights(model)
     bound = get_projection(projection).for_model(model, list(found))
@@ -262,6 +264,39 @@ def test_texts_are_compressed_with_heads_embeddings_and_norms_left_alone(kind, l
     assert heads.protocol["compression"]["sparsity"] == pytest.approx(0.4, abs=0.07), "exact to one head"
 
 
+def test_what_a_structured_projection_removes_is_gone_and_learning_goes_on_without_it(language_model, tmp_path):
+    training = {**QUICK, "batch_size": 16, "max_steps": 6}
+    task = Task(name="restaurants", dataset="embedded:restaurants", max_train=96, max_test=32)
+    base = begin_graph(str(tmp_path / "graph"), model=str(language_model), task=task, training=training, max_length=32)
+    options = {"projection": "structured", "anchors": 48, "max_length": 32}
+    small = compress(base, [0.3, 0.6], steps=12, **options, training={**QUICK, "batch_size": 16})
+    sizes = [node.load_model().num_parameters() for node in (base, *small)]
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert all(0 < node.euclidean_distance["parent"] < math.inf for node in small)
+    # The files stand for the weights they had, zeros included.
+    assert small.end.sparsity > small[0].sparsity > 0.05
+    whole = {**QUICK, "batch_size": 16, "sparse_format": "dense"}
+    dense = compress(base, 0.3, steps=6, **options, branch="dense", training=whole).end
+    assert dense.load_model().num_parameters() == sizes[0]
+
+    again = Task(name="again", dataset="embedded:restaurants", max_train=64, max_test=32, class_names=["bad", "good"])
+    learned = ContinualLearning(again, anchors=48, path_points=1, max_length=32, training=training)(small.end).end
+    assert 0 < learned.euclidean_distance["parent"] < math.inf
+    assert learned.functional_distance["parent"] > 0
+    before, after = (dict(node.load_model().named_parameters()) for node in (small.end, learned))
+    assert {n for n in before if after[n].shape != before[n].shape} == {"classifier.weight", "classifier.bias"}
+    further = compress(learned, 0.7, steps=6, branch="further", **options, training={**QUICK, "batch_size": 16}).end
+    assert further.load_model().num_parameters() < learned.load_model().num_parameters()
+
+
+def test_nodes_of_a_model_without_known_structures_are_refused_before_training(tmp_path):
+    changes = {"sparse_format": "structured"}
+    with pytest.raises(InputError, match="sparse_format='structured': no heads are known of GPT2LMHeadModel"):
+        FIPTrainer(args=arguments(tmp_path, **changes), **case("text-generation")).train()
+    with pytest.raises(InputError, match="sparse_format='zip'.*structured"):
+        arguments(tmp_path, sparse_format="zip")
+
+
 # ---- The term in the trainer -----------------------------------------------------------------------------------
 
 
@@ -304,6 +339,11 @@ def test_a_resumed_path_equals_an_uninterrupted_one(stop, score, tmp_path):
     resumed = make("broken")
     resumed.train(resume_from_checkpoint=True)
     assert_same_weights(weights(whole.model), weights(resumed.model))
+    logged = [
+        [log["functional_distance"] for log in trainer.state.log_history if "functional_distance" in log]
+        for trainer in (whole, resumed)
+    ]
+    assert logged[1] == pytest.approx(logged[0], rel=1e-4, abs=1e-12) and len(logged[0]) == 12
     assert [node.id for node in whole.graph] == [node.id for node in resumed.graph]
     for one, other in zip(whole.graph, resumed.graph, strict=True):
         assert_same_weights(weights(one.load_model()), weights(other.load_model()))

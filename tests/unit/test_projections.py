@@ -15,6 +15,7 @@ from hf_fip.objectives.prunable import prunable_weights
 from hf_fip.objectives.schedules import get_schedule, segments
 from hf_fip.objectives.scores import metric_diagonal
 from hf_fip.objectives.selection import kth_smallest, smallest
+from hf_fip.storage import shrink
 from tests.testing_utils import BERT, classifier
 
 
@@ -256,6 +257,21 @@ def test_heads_alone_can_be_chosen():
     projection = get_projection({"name": "structured", "kinds": ["heads"]}).for_model(model, list(weights))
     names = projection.code(weights, 0.5).names()
     assert names and all("attention" in name for name in names)
+
+
+def test_heads_of_a_model_made_smaller_keep_their_size():
+    model = classifier(num_attention_heads=4)
+    with torch.no_grad():
+        model.bert.encoder.layer[0].attention.output.dense.weight[:, 4:8] = 0
+    smaller = shrink(model)
+    weights = prunable_weights(smaller)
+    projection = get_projection({"name": "structured", "kinds": ["heads"]}).for_model(smaller, list(weights))
+    units = projection.parameters["units"]
+    assert [(group.number, {width for _, _, width in group.members}) for group in units] == [(3, {4}), (4, {4})]
+    for name, mask in projection.code(weights, 0.5).pruned.items():
+        rows = mask if name.endswith(("query.weight", "key.weight", "value.weight")) else mask.T
+        heads = rows.reshape(-1, 4 * rows.shape[1]).float().mean(1)
+        assert ((heads == 0) | (heads == 1)).all() and 0 < heads.mean() < 1
 
 
 def test_what_is_pruned_by_default():
