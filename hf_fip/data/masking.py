@@ -75,9 +75,6 @@ def likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         `torch.Tensor`: `[batch, 2]`: negative log-likelihood (nats) of the hidden tokens, and their number.
     """
-    losses = cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
-    )
     rows = logits.flatten(0, 1).float()
     losses = cross_entropy(rows, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none").view_as(labels)
     return torch.stack([losses.sum(1), labels.ne(IGNORED_LABEL).sum(1)], dim=1)

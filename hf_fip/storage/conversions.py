@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     PrefixChange,
@@ -14,6 +14,11 @@ from transformers.core_model_loading import (
     apply_converters,
     apply_renamings,
 )
+
+
+if TYPE_CHECKING:
+    # Importing transformers' models here would register the format, which needs this module whole.
+    from transformers import PreTrainedModel
 
 
 def stored_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str | None]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..errors import InputError
 from .layout import StorageLayout, StructureGroup
+
+
+if TYPE_CHECKING:
+    # Importing transformers' models here would register the format, which needs this module whole.
+    from transformers import PreTrainedModel
 
 
 _NAMES_OF_HEAD_COUNT = ("num_attention_heads", "num_heads", "n_heads")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from ..errors import InputError
 from .conversions import stored_names
 from .encoding import SEPARATOR, encode
 from .structures import layout_of, shrink
+
+
+if TYPE_CHECKING:
+    # Importing transformers' models here would register the format, which needs this module whole.
+    from transformers import PreTrainedModel
 
 
 SPARSE_FORMATS = ("auto", "bitmask", "dense", "structured")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
 
 from ..errors import InputError
 from .conversions import stored_names
 from .layout import METHOD, StorageLayout, StructureGroup
 from .resizing import keep_structures
+
+
+if TYPE_CHECKING:
+    # Importing transformers' models here would register the format, which needs this module whole.
+    from transformers import PreTrainedModel
 
 
 # Modules, relative to one that holds them all, that compute the heads (query, key, value), and that read them.
@@ -225,6 +229,8 @@ def _head_size(module: nn.Module, query: str) -> int | None:
 def _is_zero_at_zero(model: PreTrainedModel) -> bool:
     if _is_chain(model):
         return True
+    from transformers.activations import ACT2FN
+
     names = (getattr(model.config, attribute, None) for attribute in _ACTIVATIONS)
     name = next((name for name in names if name is not None), None)
     return isinstance(name, str) and name in ACT2FN and not bool(ACT2FN[name](torch.zeros(1)).any())

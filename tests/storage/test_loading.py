@@ -17,7 +17,7 @@ from hf_fip.errors import InputError
 from hf_fip.models import load_model, save_model
 from hf_fip.storage import save_compressed
 from tests.storage.models import BERT, bert, pixels, quantize, silence, sparsify, vit, weight_bytes, words
-from tests.testing_utils import arguments, assert_same_weights, case, run_python, texts, weights
+from tests.testing_utils import ROOT, arguments, assert_same_weights, case, run_python, texts, weights
 
 
 MODELS = {"bert": bert, "vit": vit}
@@ -277,3 +277,11 @@ def test_importing_the_package_costs_no_heavy_import():
     code = "import hf_fip, sys; print(sorted({'torch', 'transformers', 'numpy', 'safetensors'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("module", ["structures", "resizing", "conversions", "saving"])
+def test_each_module_may_be_imported_first(module):
+    """Whatever imports transformers' models first sets off the registration, which needs these modules whole."""
+    code = f"import hf_fip, hf_fip.storage.{module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
