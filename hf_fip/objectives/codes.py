@@ -5,6 +5,7 @@ fixed, every set here is linear or a grid, and its nearest point is cheap: that 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 
 
-class Code:
+class Code(ABC):
     """
     One face of a target set. Weights it does not name are left alone.
 
@@ -23,22 +24,22 @@ class Code:
 
     kind: str
 
+    @abstractmethod
     def nearest(self, name: str, weight: Tensor) -> Tensor:
         """The nearest point to `weight` on this face; a new tensor."""
-        raise NotImplementedError
 
+    @abstractmethod
     def names(self) -> list[str]:
         """The weights it says something about."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """The code itself, for a checkpoint."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Code:
         """What [`~Code.tensors`] described."""
-        raise NotImplementedError
 
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The projection of all weights, as new tensors."""

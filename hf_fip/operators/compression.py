@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from ..baselines.compression import get_compression_method
 from ..errors import InputError
-from ..forward import logits_of
+from ..forward import function_mode_, logits_of
 from ..functional.budget import Budget
 from ..graph import Node
 from ..objectives import Pull, TaskLoss, get_projection
@@ -309,5 +309,5 @@ def _diagonal(trainer: FIPTrainer) -> dict[str, torch.Tensor]:
 
     probabilities = preservation.distance.distance.compares == "probabilities"
     with torch.random.fork_rng(), torch.enable_grad():
-        trainer.unwrapped.eval()
+        function_mode_(trainer.unwrapped)
         return metric_diagonal(trainer.unwrapped, outputs_of, probabilities=probabilities, seed=trainer.data_seed)

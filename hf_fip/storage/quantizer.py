@@ -141,4 +141,5 @@ class _Decode(ConversionOps):
 
     @property
     def reverse_op(self) -> ConversionOps:
-        raise NotImplementedError("weights are made smaller by hf_fip.models.save_model")
+        """Refused: what is loaded is an ordinary dense model, and `save_pretrained` writes it as one."""
+        raise InputError("weights are packed by hf_fip.models.save_model, not by save_pretrained; use that")

@@ -106,7 +106,7 @@ def test_information_comes_from_the_card(hub: HubServer, folder: Path):
     assert hub.api.model_info("tester/one").card_data["license"] == "apache-2.0"
 
 
-@pytest.mark.parametrize("bad", [{"license": "my-own"}, {"base_model": "/home/me/model"}, {"model-index": [{}]}])
+@pytest.mark.parametrize("bad", [{"license": "my-own"}, {"base_model": "./my/own/model"}, {"model-index": [{}]}])
 def test_a_card_the_hub_rejects_is_rejected(hub: HubServer, bad: dict, tmp_path: Path):
     (tmp_path / "README.md").write_text(card(**bad))
     hub.api.create_repo("tester/one")
