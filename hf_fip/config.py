@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from .errors import InputError
 from .functional.budget import DEFAULT_BETA, Budget
@@ -50,7 +51,10 @@ class FIPConfig(TrainingArguments):
             Record a point wherever ‖w − w_t‖ since the last one reaches this length (ε of eqs. 3 and 4), instead of
             evenly; looked at every 10 optimizer steps. Keeps a copy of the trained weights.
         solver (`str`, *optional*, defaults to `"penalty"`):
-            How eq. 4 is solved: `"penalty"` (the optimizer on L + D / beta). `"trust_region"` is not available yet.
+            How eq. 4 is solved: `"penalty"`, the optimizer on L + D / beta, which travels much farther at equal time;
+            or `"trust_region"`, exactly, for small faithful moves and for analysis. Every optimizer step then has the
+            length `learning_rate` (ε, scheduled as usual) and is made by nothing else: `optim` is `"sgd"`, without
+            momentum, decay and clipping.
         anchor_batch_size (`int`, *optional*):
             Anchors per optimizer step, over all processes and accumulation steps. Defaults to the number of task
             examples per optimizer step.
@@ -101,7 +105,7 @@ class FIPConfig(TrainingArguments):
     reference: str = field(default="origin", metadata={"help": "`origin` or `previous`: whose outputs are kept."})
     path_points: int = field(default=10, metadata={"help": "Number of recorded points, evenly spaced."})
     step_norm: float | None = field(default=None, metadata={"help": "Record a point at every such weight distance."})
-    solver: str = field(default="penalty", metadata={"help": "`penalty`."})
+    solver: str = field(default="penalty", metadata={"help": "`penalty` or `trust_region`: how eq. 4 is solved."})
 
     anchor_batch_size: int | None = field(default=None, metadata={"help": "Anchors per optimizer step."})
     anchor_label_weight: float = field(default=0.0, metadata={"help": "Weight of the anchors' label loss."})
@@ -127,7 +131,7 @@ class FIPConfig(TrainingArguments):
         _one_of("anchor_cache_dtype", self.anchor_cache_dtype, CACHE_DTYPES)
         _one_of("solver", self.solver, ("penalty", "trust_region"))
         if self.solver == "trust_region":
-            raise InputError("solver='trust_region' is not available yet; use solver='penalty'")
+            self._only_exact_steps()
         if self.sparse_format == "structured" and self.step_norm is not None:
             # A resumed run compares its weights with those of its last node, which would be smaller.
             raise InputError("sparse_format='structured' and step_norm exclude each other; use path_points")
@@ -145,6 +149,27 @@ class FIPConfig(TrainingArguments):
                 f"path_points={self.path_points!r}: the end of the path is always recorded, use 1 or more"
             )
 
+    def _only_exact_steps(self) -> None:
+        """Nothing may change the exact steps after they are solved for, or they are none."""
+        if self.optim == type(self).__dataclass_fields__["optim"].default:
+            self.optim = OptimizerNames.SGD
+        refused = {
+            "optim": self.optim != OptimizerNames.SGD,
+            "optim_args": bool(self.optim_args),
+            "weight_decay": self.weight_decay != 0,
+            "max_grad_norm": 0 < (self.max_grad_norm or 0) < 1,
+            "fp16": self.fp16,
+            "functional_distance": self.functional_distance not in ("l2", "kl"),
+        }
+        ways_out = {"optim": "'sgd'", "max_grad_norm": "0", "fp16": "bf16 or float32", "functional_distance": "'l2'"}
+        for name, unfit in refused.items():
+            if unfit:
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} does not go with solver='trust_region', whose steps are exact; "
+                    f"use {ways_out.get(name, 'the default')}, or solver='penalty'"
+                )
+        self.max_grad_norm = 0.0
+
     def check_data(self, train_dataset: Any, anchor_dataset: Any, heldout_dataset: Any) -> None:
         """Refuses data sets with which this run cannot work; each may be `None`."""
         if train_dataset is None and anchor_dataset is None:
@@ -153,6 +178,8 @@ class FIPConfig(TrainingArguments):
             raise InputError(f"max_steps={self.max_steps}: a path with L = 0 has no epochs, set its length in steps")
         if self.budget and anchor_dataset is None:
             raise InputError("a forgetting budget needs anchor_dataset: inputs on which the function has to be kept")
+        if self.solver == "trust_region" and anchor_dataset is None:
+            raise InputError("solver='trust_region' needs anchor_dataset: the metric of eq. 4 is that on the anchors")
         if heldout_dataset is not None and anchor_dataset is None:
             raise InputError("heldout_dataset needs anchor_dataset: it certifies what is kept on the anchors")
 

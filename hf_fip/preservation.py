@@ -16,6 +16,7 @@ from .forward import OutputKind, base_model, function_mode_, logits_of
 from .functional.anchors import Anchors, anchor_batch
 from .functional.budget import Drift, predictions_changed
 from .functional.penalty import AnchorLabels, FunctionalDistance, mean_by_example
+from .starting_network import EXAMPLE_COLUMN, anchor_tasks
 from .terms import OutputBatch, Step, Term, total_loss
 
 
@@ -47,6 +48,7 @@ class Preservation:
         self.distance: FunctionalDistance | None = None
         if self.anchors is None:
             return
+        self.anchor_tasks = anchor_tasks(trainer.anchor_dataset)
         self._check_inputs()
         self.refer()
         distance = self.args.distance
@@ -97,6 +99,7 @@ class Preservation:
             example_index=example_index,
             examples=len(indices),
             share=share,
+            tasks=[self.anchor_tasks[i] for i in indices],
         )
 
     # ---- References and drift ----------------------------------------------------------------------------------
@@ -305,7 +308,7 @@ class Preservation:
             trainer._get_collator_with_removed_columns(trainer.data_collator, description="training"),
             name="train_dataset",
         )
-        differing = (task.input_names ^ self.anchors.input_names) - {"attention_mask"}
+        differing = (task.input_names ^ self.anchors.input_names) - {"attention_mask", EXAMPLE_COLUMN}
         if differing:
             raise InputError(
                 f"anchor_dataset and train_dataset differ in the model inputs {sorted(differing)}; prepare both with "

@@ -8,9 +8,9 @@ files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ class OutputBatch:
         labels (`torch.Tensor`, *optional*):
             Labels of the same rows (`-100` where there is none).
         reference (`torch.Tensor`, *optional*):
-            Cached outputs of the reference network on the same rows (anchors only).
+            Cached outputs of the reference network on the same rows (of the task batch: only for terms that ask for
+            them by `uses_task_reference`).
         example_index (`torch.Tensor`, *optional*):
             For the rows of scored positions: which example of the batch each row belongs to.
         examples (`int`):
@@ -36,6 +37,8 @@ class OutputBatch:
         share (`float`):
             What one example (task: one label) of this micro-batch weighs in the mean over the whole optimizer step, on
             all processes: see [`~OutputBatch.mean`].
+        tasks (list of `int`, *optional*):
+            Which earlier task each example is of, 0 for the first that was learned (anchors only).
     """
 
     outputs: Tensor
@@ -44,6 +47,7 @@ class OutputBatch:
     example_index: Tensor | None = None
     examples: int = 0
     share: float | Tensor = 1.0
+    tasks: list[int] | None = None
 
     def mean(self, values: Tensor) -> Tensor:
         """
@@ -73,6 +77,26 @@ class Step:
     task_loss: Tensor | None = None
 
 
+class PathStart(Protocol):
+    """
+    What a term may look at before the first step: the network that the path starts from.
+
+    Attributes:
+        model (`nn.Module`): The network, without wrappers.
+        anchor_tasks (list of `int`): Of each anchor, which earlier task it is of; empty where there are no anchors.
+        old_nodes (list of `int`):
+            Output nodes that no label of the new task names; all of them where it names all of them (a shared head).
+    """
+
+    model: nn.Module
+    anchor_tasks: list[int]
+    old_nodes: list[int]
+
+    def anchor_outputs(self, indices: Sequence[int]) -> OutputBatch:
+        """Differentiable outputs on these anchors, in the mode in which functions are compared."""
+        ...
+
+
 class Term:
     """
     One influence on the step. Override what the method needs; every hook's default does nothing.
@@ -82,12 +106,16 @@ class Term:
         weight (`float`): Factor of [`~Term.loss`] in the total loss; the logs show the value without it.
         is_objective (`bool`): Whether the term belongs to the secondary objective L(x, w) of eq. 4.
         uses_anchors (`bool`): Whether it looks at the outputs on the anchors; if no term does, they are not computed.
+        uses_task_reference (`bool`):
+            Whether it looks at the starting network's outputs on the task batch, which are cached before the path
+            begins, once for each training example.
     """
 
     name: str = "term"
     weight: float = 1.0
     is_objective: bool = False
     uses_anchors: bool = True
+    uses_task_reference: bool = False
 
     def loss(self, step: Step) -> Tensor | None:
         """A differentiable scalar from the outputs of the joint forward, or `None`."""
@@ -105,6 +133,12 @@ class Term:
         """
         Puts the weights back where they have to stay (zeros, say), in place: after every `move_weights_`, and after
         each step that restores the budget. Called on every process; its result must depend on the weights alone.
+        """
+
+    def begin_path(self, start: PathStart) -> None:
+        """
+        Called once on every process, with the weights the path starts from (in a resumed run too), before the first
+        [`~Term.begin_segment`].
         """
 
     def begin_segment(self, model: nn.Module) -> None:

@@ -24,8 +24,10 @@ from .models.loading import load_model
 from .objectives import TaskLoss
 from .path import Origin, PathRecorder, last_complete_checkpoint, load_checkpoint_
 from .preservation import Preservation
+from .starting_network import EXAMPLE_COLUMN, StartingNetwork, number_examples_
 from .term_log import TermLog, check_finite
 from .terms import OutputBatch, Step, Term, apply_gradient_terms, apply_weight_terms, overrides, total_loss
+from .trust_region import preservation_for
 
 
 logger = logging.get_logger(__name__)
@@ -137,6 +139,8 @@ class FIPTrainer(Trainer):
             raise InputError(
                 f"{self.args.n_gpu} GPUs in one process (DataParallel): not supported; start with `accelerate launch`"
             )
+        if any(term.uses_task_reference for term in terms):
+            number_examples_(self)
         if self.compute_metrics is None and self._is_classifier:
             self.compute_metrics = accuracy
         self.add_callback(_RecordPoints(self))
@@ -227,7 +231,7 @@ class FIPTrainer(Trainer):
                 anchor_logits = logits_of(model(**anchor_inputs))
         else:
             inputs = dict(inputs)
-            labels = inputs.pop("labels", None)
+            labels, examples = inputs.pop("labels", None), inputs.pop(EXAMPLE_COLUMN, None)
             size = len(next(iter(inputs.values())))
             if indices:
                 inputs = join_inputs(inputs, anchor_inputs, self.preservation.anchors.padding)
@@ -235,6 +239,7 @@ class FIPTrainer(Trainer):
             logits = logits_of(outputs)
             anchor_logits = logits[size:]
             self._add_task(step, logits[:size], labels, outputs, num_items)
+            step.task.reference = self._start.task_reference(examples)
         if indices:
             share = self.accelerator.num_processes / self.preservation.anchors_per_step
             step.anchors = self.preservation.batch(anchor_logits, indices, share)
@@ -340,20 +345,23 @@ class FIPTrainer(Trainer):
             super()._load_best_model()
 
     def _begin_path(self, checkpoint: str | None) -> None:
-        self.preservation = Preservation(self)
+        self.preservation = preservation_for(self)
         preserving = self.preservation.terms() if self.preserve else []
         self.terms = [*self._objective, *preserving, *self._given_terms]
         attentive = bool(preserving) or any(term.uses_anchors for term in self._given_terms)
         self._uses_anchors = self.preservation.anchors is not None and attentive
         self._has_gradient_terms = any(overrides(t, "add_gradient_", "constrain_gradient_") for t in self.terms)
-        moving = ", ".join(t.name for t in self.terms if overrides(t, "move_weights_", "constrain_weights_"))
-        self._has_weight_terms = bool(moving)
-        if moving and self.is_fsdp_enabled:
-            raise InputError(f"fsdp with the terms {moving}: they change whole weights, not shards; use DDP")
+        self._has_weight_terms = any(overrides(t, "move_weights_", "constrain_weights_") for t in self.terms)
+        hooks = ("move_weights_", "constrain_weights_", "begin_path", "constrain_gradient_")
+        whole = ", ".join(t.name for t in self.terms if overrides(t, *hooks))
+        if whole and self.is_fsdp_enabled:
+            raise InputError(f"fsdp with the terms {whole}: they need whole weights, not shards; use DDP")
         self.path = PathRecorder(self, self.graph, self._origin)
         self.path.begin(checkpoint)
         self._micro_step = [-1, 0]
+        self._start = StartingNetwork(self)
         for term in self.terms:
+            term.begin_path(self._start)
             term.begin_segment(self.unwrapped)
 
     def _save(self, output_dir=None, state_dict=None):

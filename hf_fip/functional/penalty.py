@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..terms import Step, Term
+from ..errors import InputError
+from ..terms import OutputBatch, Step, Term
 from .distances import Distance
 
 
@@ -56,12 +57,20 @@ class AnchorLabels(Term):
         self.weight = weight
 
     def loss(self, step: Step) -> Tensor | None:
-        if step.anchors is None:
-            return None
-        losses = cross_entropy(step.anchors.outputs.float(), step.anchors.labels, reduction="none")
-        if step.anchors.example_index is not None:
-            losses = mean_by_example(losses, step.anchors)
-        return step.anchors.mean(losses)
+        return None if step.anchors is None else step.anchors.mean(anchor_label_losses(step.anchors))
+
+
+def anchor_label_losses(anchors: OutputBatch) -> Tensor:
+    """
+    Cross-entropy of each anchor's labels, `[examples]`, in float32.
+
+    Raises:
+        [`InputError`]: the anchors have no labels.
+    """
+    if anchors.labels is None:
+        raise InputError("anchor_dataset has no labels, which this method replays; add a label column to it")
+    losses = cross_entropy(anchors.outputs.float(), anchors.labels, reduction="none")
+    return losses if anchors.example_index is None else mean_by_example(losses, anchors)
 
 
 def mean_by_example(values: Tensor, batch) -> Tensor:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from .client import Hub
     from .publish import push
     from .pulling import pull
     from .remote import HubGraph
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 # Names are imported when they are first used: the command line's parser needs the options alone.
 _HOMES = {
     "AccessError": "retry",
+    "Hub": "client",
     "HubError": "retry",
     "HubGraph": "remote",
     "RetryPolicy": "retry",
@@ -20,7 +22,7 @@ _HOMES = {
     "push": "publish",
 }
 
-__all__ = ["AccessError", "HubError", "HubGraph", "RetryPolicy", "pull", "push"]
+__all__ = ["AccessError", "Hub", "HubError", "HubGraph", "RetryPolicy", "pull", "push"]
 
 
 def __getattr__(name: str):

@@ -77,14 +77,18 @@ class Entry:
 
 
 def make_target(
-    graph: ModelGraph, namespace: str, collection: str | None, layout: str, private: bool | None
+    graph: ModelGraph,
+    namespace: str,
+    collection: str | None = None,
+    layout: str = "repo",
+    private: bool | None = None,
 ) -> Target:
     """
     Args:
         graph (`ModelGraph`): a local graph.
         namespace (`str`): user or organisation.
         collection (`str`, *optional*): the Collection's title; by default it follows from folder and root.
-        layout (`str`): `"repo"` or `"revision"`.
+        layout (`str`, *optional*, defaults to `"repo"`): `"repo"` or `"revision"`.
         private (`bool`, *optional*): see [`Target`].
 
     Raises:

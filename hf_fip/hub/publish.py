@@ -33,7 +33,7 @@ from .plan import (
     readable_size,
 )
 from .repository import commit_node, ensure_repo
-from .retry import AccessError, HubError, RetryPolicy
+from .retry import AccessError, HubError
 from .selection import Selected, select_nodes
 
 
@@ -45,30 +45,26 @@ _LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 def push(
     graph: ModelGraph,
+    hub: Hub | None = None,
     *,
     namespace: str | None = None,
-    collection: str | None = None,
-    private: bool | None = None,
     select: str = "all",
-    layout: str = "repo",
     dry_run: bool = False,
-    token: str | bool | None = None,
-    endpoint: str | None = None,
-    policy: RetryPolicy | None = None,
+    **target: Any,
 ) -> dict[str, Any]:
     """
     Publishes a graph; [`ModelGraph.push_to_hub`] says what the arguments mean.
 
     Args:
-        endpoint (`str`, *optional*): address of the Hub; `HF_ENDPOINT` or huggingface.co by default.
-        policy ([`RetryPolicy`], *optional*): how patient calls are.
+        hub ([`Hub`], *optional*): where to, as whom, and how patiently.
+        target: `collection`, `layout` and `private`, as [`make_target`] takes them.
     """
     if graph.folder is None:
         raise InputError(f"graph {graph.place!r} lies on the Hub; pull it to a folder before it is pushed again")
-    hub = Hub(token, endpoint, policy)
+    hub = hub or Hub()
     selected = select_nodes(graph, select)
     namespace = hub.namespaces()[0] if namespace is None else namespace
-    publisher = Publisher(graph, hub, make_target(graph, namespace, collection, layout, private))
+    publisher = Publisher(graph, hub, make_target(graph, namespace, **target))
     return publisher.preview(selected) if dry_run else publisher.run(selected)
 
 

@@ -44,7 +44,7 @@ def pull(source: str | HubGraph, folder: str | os.PathLike[str], **kwargs: Any) 
     if target.is_dir() and not (target / "nodes").is_dir() and any(target.iterdir()):
         raise InputError(f"folder {str(folder)!r} holds other files; give a new or empty folder")
     graph = ModelGraph(target)
-    remote = source if isinstance(source, HubGraph) else HubGraph.open(source, **kwargs)
+    remote = source if isinstance(source, HubGraph) else ModelGraph.from_hub(source, **kwargs)
     others = [node.id for node in graph if node.id not in remote]
     if len(others) == len(graph) > 0:
         raise InputError(f"folder {str(folder)!r} holds another graph (its root is {graph.root.id!r})")

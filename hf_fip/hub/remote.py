@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +21,8 @@ from .retry import RetryPolicy
 
 logger = logging.get_logger(__name__)
 
+# Whoever asks for a family waits for it.
+READING = RetryPolicy(attempts=5)
 _SITES = {"huggingface.co", "www.huggingface.co", "hf.co"}
 
 
@@ -55,18 +56,9 @@ class HubGraph(ModelGraph):
         self._set_nodes({name: unique[name] for name in order}, list(unique))
 
     @classmethod
-    def open(
-        cls,
-        source: str,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        endpoint: str | None = None,
-        policy: RetryPolicy | None = None,
-    ) -> HubGraph:
-        """See [`ModelGraph.from_hub`]; `policy` says how patient calls are."""
-        hub = Hub(token, endpoint, policy or RetryPolicy(attempts=5), None if cache_dir is None else str(cache_dir))
+    def open(cls, source: str, hub: Hub | None = None, *, revision: str | None = None) -> HubGraph:
+        """See [`ModelGraph.from_hub`]; `hub` says where, as whom, and how patiently."""
+        hub = hub or Hub(policy=READING)
         found = read_family(hub, parse_source(source, hub.endpoint), revision)
         graph = cls(found.place, found.nodes, found.unreadable)
         for item, reason in graph.unreadable.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,9 @@ class Panel:
         return self.axis.get("type") == "log"
 
 
-def _metric_panel(graph: ModelGraph, name: str) -> Panel:
+def metric_panel(graph: ModelGraph, name: str) -> Panel:
+    """The panel of one metric."""
+
     def value(node: Node) -> float | None:
         return number(node.metrics.get(name))
 
@@ -95,17 +97,30 @@ def _distance_panel(graph: ModelGraph, kind: str, named: bool) -> Panel:
 def panels(graph: ModelGraph) -> list[Panel]:
     """The panels of [`paths`]: one for each task, then one for each functional distance that was measured."""
     kinds = distance_kinds(graph)
-    metrics = [_metric_panel(graph, name) for name in headline_metrics(graph)]
+    metrics = [metric_panel(graph, name) for name in headline_metrics(graph)]
     return metrics + [_distance_panel(graph, kind, named=len(kinds) > 1) for kind in kinds]
 
 
-def _line(graph: ModelGraph, branch: Branch, value: Callable[[Node], Any], steps: dict[str, int]) -> dict[str, list]:
-    """The points of one branch's line: every chain of nodes, with gaps between the chains."""
+def branch_line(
+    graph: ModelGraph, branch: Branch, value: Callable[[Node], Any], places: Mapping[str, float] | None = None
+) -> dict[str, list]:
+    """
+    The points of one branch's line: every chain of nodes, with gaps between the chains.
+
+    Args:
+        graph (`ModelGraph`): The graph.
+        branch ([`Branch`]): The branch.
+        value (`Callable`): A node's value, `None` where it has none.
+        places (mapping of `str` to `float`, *optional*):
+            Where each node that is drawn lies; by default all nodes, at their steps from the root.
+    """
+    steps = steps_from_root(graph)
+    places = steps if places is None else places
     points: dict[str, list] = {"x": [], "y": [], "hovertext": [], "customdata": []}
     for chain in chains(graph, branch):
         for node in (graph.nodes[node_id] for node_id in chain):
-            if (measured := value(node)) is not None:
-                entry = (steps[node.id], measured, describe(node, steps[node.id]), node.id)
+            if node.id in places and (measured := value(node)) is not None:
+                entry = (places[node.id], measured, describe(node, steps[node.id]), node.id)
                 for values, item in zip(points.values(), entry, strict=True):
                     values.append(item)
         for values in points.values():
@@ -113,12 +128,14 @@ def _line(graph: ModelGraph, branch: Branch, value: Callable[[Node], Any], steps
     return points
 
 
-def _drawing_order(graph: ModelGraph) -> list[Branch]:
+def drawing_order(graph: ModelGraph) -> list[Branch]:
+    """The branches, those first that are drawn under the others."""
     # A branch of one node comes last: the lines that begin there would hide it.
     return sorted(branches(graph).values(), key=lambda branch: len(branch.ids) == 1)
 
 
-def _branch_style(branch: Branch) -> dict[str, Any]:
+def branch_style(branch: Branch) -> dict[str, Any]:
+    """What makes a trace the line of a branch."""
     return {
         "name": shown(branch.name, LABEL_LENGTH),
         "legendgroup": branch.name,
@@ -145,9 +162,9 @@ def paths(graph: ModelGraph) -> go.Figure | None:
     for row, panel in enumerate(stacked, 1):
         axis = "y" if row == 1 else f"y{row}"
         figure.layout[axis.replace("y", "yaxis")].update(panel.axis)
-        for branch in _drawing_order(graph):
-            points = _line(graph, branch, panel.value, steps)
-            figure.add_scatter(**points, **_branch_style(branch), showlegend=row == 1, row=row, col=1)
+        for branch in drawing_order(graph):
+            points = branch_line(graph, branch, panel.value)
+            figure.add_scatter(**points, **branch_style(branch), showlegend=row == 1, row=row, col=1)
         title = {"text": f"<b>{shown(panel.title)}</b>", "y": 1, "yref": f"{axis} domain", "yshift": 4}
         figure.add_annotation(**title, **NOTE, xref="paper", xshift=-LEFT_MARGIN + 8)
         for label, budget in panel.budgets.items():
@@ -172,18 +189,17 @@ def weight_space(graph: ModelGraph, components: WeightPCA | None = None) -> go.F
     components = components or weight_components(graph)
     if len(components.ids) < 2 or not components.explained.any():
         return None
-    steps = steps_from_root(graph)
     at = dict(zip(components.ids, components.coordinates, strict=True))
     figure = go.Figure()
-    for branch in _drawing_order(graph):
-        points = _line(graph, branch, lambda node: at.get(node.id), steps)
+    for branch in drawing_order(graph):
+        points = branch_line(graph, branch, lambda node: at.get(node.id))
         if any(point is not None for point in points["y"]):
             figure.add_scatter(
                 x=[None if point is None else float(point[0]) for point in points["y"]],
                 y=[None if point is None else float(point[1]) for point in points["y"]],
                 customdata=points["customdata"],
                 hovertext=points["hovertext"],
-                **_branch_style(branch),
+                **branch_style(branch),
             )
     styled(figure, WEIGHT_SPACE_HEIGHT, legend_above=8)
     first, second = components.explained[:2]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from importlib import resources
+from collections.abc import Callable, Sequence
+from importlib import import_module, resources
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hf_fip.errors import InputError
@@ -13,10 +14,14 @@ from hf_fip.version import __version__
 
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from hf_fip.graph import ModelGraph
     from hf_fip.report.sections import Section
 
 REPORT_FILE = "report.html"
+# Modules with a list SECTIONS and a dictionary FIGURES, which only some graphs have: in the order of the page.
+CAPABILITIES = ("sparsity", "connectivity", "spectrum", "ensemble", "queries")
 
 
 class MissingExtraError(InputError, ImportError):
@@ -29,6 +34,25 @@ def _require(*packages: str) -> None:
             __import__(package)
         except ImportError as error:
             raise MissingExtraError(f'{package} is not installed; run: pip install "hf_fip[report]"') from error
+
+
+def all_sections() -> list[Callable[[ModelGraph], Section | None]]:
+    """The functions that make the sections, in order: those of capabilities stand before the table of nodes."""
+    from hf_fip.report.sections import SECTIONS, nodes
+
+    place = SECTIONS.index(nodes)
+    return [*SECTIONS[:place], *(make for module in _capabilities() for make in module.SECTIONS), *SECTIONS[place:]]
+
+
+def all_figures() -> dict[str, Callable[[ModelGraph], go.Figure | None]]:
+    """The functions that draw the pictures, by the names of their files."""
+    from hf_fip.report.figures import FIGURES
+
+    return FIGURES | {name: make for module in _capabilities() for name, make in module.FIGURES.items()}
+
+
+def _capabilities() -> list[ModuleType]:
+    return [import_module(f"hf_fip.report.{name}") for name in CAPABILITIES]
 
 
 def script_text(text: str) -> str:
@@ -101,10 +125,7 @@ def write_report(graph: ModelGraph, output: str | Path | None = None, *, recipe:
         `MissingExtraError`: if Plotly or Jinja2 is not installed.
     """
     _require("plotly", "jinja2")
-    import hf_fip.report.queries  # noqa: F401  adds its sections
-    from hf_fip.report.sections import SECTIONS
-
-    sections = [section for make in SECTIONS if (section := make(graph)) is not None]
+    sections = [section for make in all_sections() if (section := make(graph)) is not None]
     output = Path(graph.folder).parent / REPORT_FILE if output is None else Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Written beside and renamed: a reader never sees half a page, and a killed run leaves the last one.
@@ -133,12 +154,10 @@ def save_pictures(graph: ModelGraph, folder: str | Path, formats: Sequence[str] 
         `MissingExtraError`: if Plotly, Kaleido or Chrome is not installed.
     """
     _require("plotly", "kaleido")
-    import hf_fip.report.queries  # noqa: F401  adds its pictures
-    from hf_fip.report.figures import FIGURES
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {name: figure for name, make in FIGURES.items() if len(graph) and (figure := make(graph)) is not None}
+    makers = all_figures() if len(graph) else {}
+    drawn = {name: figure for name, make in makers.items() if (figure := make(graph)) is not None}
     for figure in drawn.values():
         figure.update_layout(paper_bgcolor="white", plot_bgcolor="white")
     files = {folder / f"{name}.{kind}": figure for name, figure in drawn.items() for kind in formats}

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from hf_fip.query.saved import SavedQuery, saved_queries
-from hf_fip.report.figures import FIGURES
 from hf_fip.report.layout import branches, chains, is_share, metric_text, percent, plain, steps_from_root
 from hf_fip.report.lineage import lineage
-from hf_fip.report.sections import SECTIONS, Cell, Section, Table
+from hf_fip.report.sections import Cell, Section, Table
 from hf_fip.report.style import LABEL_LENGTH, describe, shown, styled
 
 
@@ -164,6 +163,5 @@ def comparison(graph: ModelGraph) -> Section | None:
     return Section("query-comparison", "Two queries", text, figure)
 
 
-# Before the table of nodes, which comes last.
-SECTIONS[-1:-1] = [queries, comparison]
-FIGURES |= {"queries": colored_graph, "query_comparison": scatter}
+SECTIONS = [queries, comparison]
+FIGURES = {"queries": colored_graph, "query_comparison": scatter}

@@ -2,7 +2,8 @@
 The sections of the report. A section is data (words, a figure, a table); the page's template alone writes HTML, so all
 text, which may come from strangers' nodes, is escaped in one place.
 
-A new capability adds its section with one function: `SECTIONS.append(my_section)`.
+A section of your own is one function: `SECTIONS.append(my_section)`. Modules of capabilities have such lists of their
+own, see [`~hf_fip.report.page.all_sections`].
 """
 
 from __future__ import annotations

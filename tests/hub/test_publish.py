@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_fip.errors import InputError
 from hf_fip.graph import ModelGraph, Node
-from hf_fip.hub import AccessError, RetryPolicy, push
+from hf_fip.hub import AccessError, Hub, RetryPolicy, push
 from hf_fip.models.loading import load_model
 from tests.testing_utils import assert_same_weights, classifier
 
@@ -133,7 +133,7 @@ def test_a_hub_that_is_down_is_given_up_with_a_reason(hub: HubServer, graph: Mod
     waits: list[float] = []
     policy = RetryPolicy(attempts=3, first_wait=0.5, sleep=waits.append)
     hub.fault("/commit/", status=503, times=None)
-    result = push(graph, namespace="tester", policy=policy)
+    result = push(graph, Hub(policy=policy), namespace="tester")
     assert set(result["failed"]) == set(graph.nodes)
     assert "503 after 3 tries" in result["errors"]["base"] and "not tried" in result["errors"]["naive-3"]
     assert waits == [0.5, 1.0] * 3
@@ -144,10 +144,10 @@ def test_the_wait_is_the_hubs_and_a_long_one_ends_the_push(hub: HubServer, graph
     policy = RetryPolicy(sleep=waits.append)
     hub.fault("fip-1/commit/", status=429, headers={"RateLimit": '"api";r=0;t=55'})
     with caplog.at_level("WARNING", "hf_fip"):
-        assert push(graph, namespace="tester", policy=policy)["failed"] == []
+        assert push(graph, Hub(policy=policy), namespace="tester")["failed"] == []
     assert waits == [56.0] and "waiting 56 s" in caplog.text
     hub.fault("POST /api/repos/create", status=429, headers={"Retry-After": "7200"}, times=None)
-    result = push(graph, namespace="tester", collection="another", private=True, policy=policy)
+    result = push(graph, Hub(policy=policy), namespace="tester", collection="another", private=True)
     assert waits == [56.0] and set(result["failed"]) == set(graph.nodes)
     assert "asks to wait 7201 s more" in result["errors"]["base"]
 

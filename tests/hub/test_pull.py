@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 from hf_fip.errors import InputError
 from hf_fip.graph import ModelGraph, describe, render_tree
-from hf_fip.hub import HubError, HubGraph, RetryPolicy, pull
+from hf_fip.hub import Hub, HubError, HubGraph, RetryPolicy, pull
 from hf_fip.hub.remote import parse_source
 from tests.testing_utils import assert_same_weights, classifier
 
@@ -124,7 +124,7 @@ def test_a_hub_that_is_down_is_not_an_empty_family(hub: HubServer, graph: ModelG
     policy = RetryPolicy(attempts=2, first_wait=0)
     hub.fault("GET /api/models/.*fip-1", status=503, times=None)
     with pytest.raises(HubError, match="503 after 2 tries"):
-        HubGraph.open(slug, policy=policy)
+        HubGraph.open(slug, Hub(policy=policy))
 
 
 # ---- Pull ---------------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_a_pulled_graph_is_complete(hub: HubServer, graph: ModelGraph, tmp_path:
 
 def test_a_pull_that_was_cut_continues(hub: HubServer, graph: ModelGraph, tmp_path: Path):
     slug = graph.push_to_hub("tester")["collection"]
-    remote = HubGraph.open(slug, policy=RetryPolicy(attempts=1))
+    remote = HubGraph.open(slug, Hub(policy=RetryPolicy(attempts=1)))
     hub.fault("GET .*fip-2/resolve/.*/model.safetensors", status=404, times=None)
     with pytest.raises(HubError):
         pull(remote, tmp_path / "pulled")

@@ -38,6 +38,16 @@ def test_the_quickstart_reaches_its_report(tmp_path: Path):
     assert "naive" in printed and "report.html" in printed
 
 
+def test_compression_and_learning_compose_in_both_orders(tmp_path: Path):
+    printed = run("compress_then_learn_or_learn_then_compress.ipynb", tmp_path, os.environ, epochs=1)
+    found = re.findall(r"'functional': ([\d.]+), 'changed': [\d.]+, 'euclidean': ([\d.]+)", printed)
+    assert len(found) == 2 and all(float(value) > 0 for pair in found for value in pair)
+    assert "application/vnd.plotly" in printed
+    graph = ModelGraph.load(tmp_path / "orders" / "graph")
+    both = [node for node in graph if "films/accuracy" in node.metrics]
+    assert len(both) == 5, "dense, and each sparsity in either order"
+
+
 def test_a_family_is_published_queried_by_somebody_else_and_deleted(tmp_path: Path):
     states: list[dict] = []
     with HubServer() as hub:

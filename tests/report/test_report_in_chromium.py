@@ -155,6 +155,37 @@ def test_strings_of_strangers_do_not_run(browser, tmp_path):
     assert link in browser.evaluate("document.querySelector('#paths svg .annotation-text').textContent")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_compressed_nodes_are_shown_on_a_screen_and_on_a_phone(browser, lenet, tmp_path, width, scheme):
+    browser.open(write_report(lenet, tmp_path / "report.html"), width, scheme=scheme)
+    assert browser.complaints() == []
+    assert browser.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    for section in ("sparsity", "sparsity-layers", "sparsity-runs", "structures", "connectivity"):
+        plot = f"document.querySelector('#{section} .main-svg').getBoundingClientRect()"
+        assert 0 < browser.evaluate(f"{plot}.width") <= width
+    # The menu of the first picture moves its points, and back.
+    places = """[...document.querySelectorAll('#sparsity .points path')]
+      .flatMap((point) => point.getAttribute('transform').match(/[0-9.]+/g).map(Number))"""
+    choose = """(async () => {{
+      const menu = document.querySelector('#sparsity select');
+      menu.selectedIndex = {0};
+      menu.dispatchEvent(new Event('change'));
+      await new Promise((done) => setTimeout(done, 500));
+    }})()"""
+    before = browser.evaluate(places)
+    browser.evaluate(choose.format(1))
+    assert browser.evaluate(places) != pytest.approx(before, abs=0.5)
+    assert "2×" in browser.evaluate("document.querySelector('#sparsity .plot').textContent")
+    browser.evaluate(choose.format(0))
+    assert browser.evaluate(places) == pytest.approx(before, abs=0.5) and browser.complaints() == []
+
+
+def test_pictures_of_compressed_nodes_are_saved(lenet, tmp_path):
+    names = {file.stem for file in save_pictures(lenet, tmp_path, ["svg"])}
+    assert {"sparsity", "sparsity_layers", "sparsity_runs", "structures", "connectivity"} <= names
+
+
 def test_graphs_without_a_path_open_without_complaint(browser, tmp_path):
     empty = ModelGraph(tmp_path / "empty" / "graph")
     single = ModelGraph(tmp_path / "single" / "graph")

@@ -72,7 +72,11 @@ def test_a_cache_above_the_limit_is_refused_with_advice(tmp_path):
         ({"functional_distance": "euclid"}, "functional_distance='euclid'.*l2"),
         ({"reference": "first"}, "reference='first'.*origin, previous"),
         ({"solver": "adam"}, "solver='adam'"),
-        ({"solver": "trust_region"}, "solver='trust_region' is not available yet"),
+        ({"solver": "trust_region", "optim": "adafactor"}, "optim=.*adafactor.*solver='trust_region'.*use 'sgd'"),
+        ({"solver": "trust_region", "optim_args": "momentum=0.9"}, "optim_args='momentum=0.9'"),
+        ({"solver": "trust_region", "weight_decay": 0.1}, "weight_decay=0.1"),
+        ({"solver": "trust_region", "max_grad_norm": 0.5}, "max_grad_norm=0.5.*use 0"),
+        ({"solver": "trust_region", "functional_distance": "fdr"}, "functional_distance='fdr'.*use 'l2'"),
         ({"push_to_hub": True}, "push_to_hub=True .* use push_path_to_hub=True"),
         ({"path_points": 0}, "path_points=0"),
         ({"beta": -1.0}, "beta=-1.0"),
@@ -93,6 +97,11 @@ def test_arguments_of_another_class(tmp_path):
 def test_nothing_to_do(tmp_path):
     with pytest.raises(InputError, match="both None"):
         FIPTrainer(model=classifier(), args=arguments(tmp_path))
+
+
+def test_exact_steps_without_anchors(tmp_path):
+    with pytest.raises(InputError, match="solver='trust_region' needs anchor_dataset"):
+        FIPTrainer(model=classifier(), args=arguments(tmp_path, solver="trust_region"), train_dataset=texts(8, seed=1))
 
 
 def test_a_budget_without_anchors(tmp_path):

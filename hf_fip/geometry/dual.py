@@ -1,0 +1,94 @@
+"""The metric in its dual form: through the outputs, where they are fewer than the weights."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .krylov import NOT_FINITE, Operator
+
+
+class Metric(Operator, Protocol):
+    """A metric that comes from a network: `g = J^T H J / N`, with J and H known by their products."""
+
+    def jvp(self, vectors: Tensor) -> Tensor:
+        """`J v`, `[n]` to `[N, C]`."""
+
+    def vjp(self, changes: Tensor) -> Tensor:
+        """`J^T u`, `[N, C]` to `[n]` (and `[N, C, k]` to `[n, k]`)."""
+
+    def weighting(self, changes: Tensor) -> Tensor:
+        """`H u`, `[N, C]` to `[N, C]` (and `[N, C, k]` alike)."""
+
+
+def drift_gradient(g: Metric, drift: Tensor) -> Tensor:
+    """
+    Gradient of the functional distance `(1/N) sum_i |f_i - f_ref,i|^2_H` with respect to the weights, `[n]`.
+
+    Args:
+        g ([`Metric`]): the metric at these weights.
+        drift (`torch.Tensor`): outputs on the anchors minus the reference outputs, `[N, C]`.
+
+    Raises:
+        [`InputError`]: if `drift` is no matrix of finite values.
+    """
+    if drift.ndim != 2 or not torch.isfinite(drift).all():
+        raise InputError(
+            f"drift of shape {list(drift.shape)}: pass outputs minus reference outputs [N, C], all finite values"
+        )
+    gradient = g.vjp(g.weighting(drift.to(g.device, g.dtype))) * (2.0 / len(drift))
+    if not torch.isfinite(gradient).all():
+        raise InputError(NOT_FINITE)
+    return gradient
+
+
+class DualForm:
+    """
+    The range of the metric, of dimension `N C` at most; outside it no output moves, to first order. With
+    `J^T = Q R`, `g = Q (R H R^T / N) Q^T`: after `N C` vjps everything is exact and small (Woodbury). The Gram matrix
+    `J J^T = R^T R` has the same nonzero eigenvalues (times N, for `"l2"`), but forming it would square their range.
+
+    Holds `N C` vectors.
+
+    Args:
+        g ([`Metric`]): the metric.
+
+    Raises:
+        [`InputError`]: if a vjp is not finite.
+    """
+
+    def __init__(self, g: Metric):
+        number, outputs = g.jvp(torch.zeros(g.shape[0], dtype=g.dtype, device=g.device)).shape
+        units = torch.eye(number * outputs, dtype=g.dtype, device=g.device).view(number, outputs, -1)
+        self.vjps = units.shape[-1]
+        columns = torch.stack([g.vjp(unit) for unit in units.unbind(-1)], dim=-1)
+        if not torch.isfinite(columns).all():
+            raise InputError(NOT_FINITE)
+        self._basis, r = torch.linalg.qr(columns)
+        inner = r @ g.weighting(units).reshape(self.vjps, self.vjps) @ r.T / number
+        d, rotation = torch.linalg.eigh((inner + inner.T) / 2)
+        # What lies below cannot be told from 0: it belongs to the rest of the weight space.
+        kept = d > d.max() * len(d) * torch.finfo(g.dtype).eps
+        self._rotation = rotation[:, kept]
+        self.eigenvalues = d[kept].to(torch.float64).cpu().numpy()
+
+    def __len__(self) -> int:
+        return len(self.eigenvalues)
+
+    def coefficients(self, vector: Tensor) -> np.ndarray:
+        """Of a vector `[n]` along the eigenvectors, in the order of `eigenvalues` (ascending), in float64."""
+        return (self._rotation.T @ (self._basis.T @ vector)).to(torch.float64).cpu().numpy()
+
+    def combine(self, coefficients: np.ndarray) -> Tensor:
+        """The sum of the eigenvectors with these coefficients, `[n]`."""
+        return self._basis @ (self._rotation @ torch.from_numpy(coefficients).to(self._basis))
+
+    def outside(self, vector: Tensor) -> Tensor:
+        """The part of `vector` along which no output moves, to first order."""
+        for _ in range(2):
+            vector = vector - self.combine(self.coefficients(vector))
+        return vector
