@@ -1,0 +1,51 @@
+"""A rival that cannot forget because it never shares weights: a fresh adapter for each task on the frozen base."""
+
+from __future__ import annotations
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import InputError
+from ..models.heads import output_head
+
+
+def fresh_adapter(model: PreTrainedModel | PeftModel, *, rank: int = 8, alpha: int = 16) -> PeftModel:
+    """
+    Low-rank adapters (Hu et al., "LoRA", 2022) on every linear and convolutional layer of a classifier, whose weights
+    are frozen, and a copy of the output head that is trained with them. An adapter `default` that the model has is
+    taken off first: each task gets its own, on the same base.
+
+    The base alone, as before, is `model.disable_adapter()`. Which adapter an input needs has to be known: results are
+    comparable only to those of other methods with the task given.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            The classifier, its head already grown. It has to be saved under `model.name_or_path`, where a recorded
+            adapter looks for its base.
+        rank (`int`, *optional*, defaults to 8): r of the paper.
+        alpha (`int`, *optional*, defaults to 16): α of the paper; updates are scaled by α / r.
+
+    Returns:
+        `PeftModel`: with the adapter `default`, at first the same function.
+
+    Raises:
+        [`InputError`]: a rank below 1, or a model without linear or convolutional layers before its head.
+    """
+    if rank < 1:
+        raise InputError(f"rank={rank!r} has to be at least 1")
+    if isinstance(model, PeftModel):
+        for module in model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                # `unload` would leave the head that was trained with the adapter.
+                module.modules_to_save["default"].load_state_dict(module.original_module.state_dict())
+        model = model.unload()
+    head = output_head(model)
+    layers = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d) and name != head
+    ]
+    if not layers:
+        raise InputError(f"model={type(model).__name__} has no linear or convolutional layer before its head {head!r}")
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, modules_to_save=[head])
+    return get_peft_model(model, config)
