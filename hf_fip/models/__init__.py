@@ -1,15 +1,33 @@
 """
-Models: loading and saving any of them (`loading`), their output heads (`heads`), the package's own networks (`cnn`),
-registered with the Auto classes on import, and the models it makes itself (`embedded`, `pretraining`).
+Models: loading and saving any of them (`loading`), their output heads (`heads`), the package's own networks (`cnn`,
+`lenet`, `resnet`, `vgg`, and in `images` what they share), registered with the Auto classes on import, and the models
+it makes itself (`embedded`, `pretraining`).
 """
 
-from .cnn import FiveLayerCNNConfig, FiveLayerCNNForImageClassification
-from .heads import grow_head, label_names_of, output_head, replace_head
-from .lenet import LeNet300100Config, LeNet300100ForImageClassification
-from .loading import load_model, load_processor, save_model, task_of
+from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .cnn import FiveLayerCNNConfig, FiveLayerCNNForImageClassification
+from .lenet import LeNet300100Config, LeNet300100ForImageClassification
+from .resnet import CifarResNetConfig, CifarResNetForImageClassification
+from .vgg import CifarVGGConfig, CifarVGGForImageClassification
+
+
+if TYPE_CHECKING:
+    from .heads import grow_head, label_names_of, output_head, replace_head
+    from .loading import load_model, load_processor, save_model, task_of
+
+# Imported when they are first used: networks are registered wherever transformers is, which must not cost PEFT.
+_HOMES = dict.fromkeys(("grow_head", "label_names_of", "output_head", "replace_head"), "heads")
+_HOMES |= dict.fromkeys(("load_model", "load_processor", "save_model", "task_of"), "loading")
 
 __all__ = [
+    "CifarResNetConfig",
+    "CifarResNetForImageClassification",
+    "CifarVGGConfig",
+    "CifarVGGForImageClassification",
     "FiveLayerCNNConfig",
     "FiveLayerCNNForImageClassification",
     "LeNet300100Config",
@@ -23,3 +41,9 @@ __all__ = [
     "save_model",
     "task_of",
 ]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-import math
-
-import torch
 from huggingface_hub.dataclasses import strict
-from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
-from transformers.modeling_outputs import ImageClassifierOutput
+from torch import Tensor, nn
+
+from .images import ImageNetwork, ImageNetworkConfig, register_network
 
 
 @strict
-class FiveLayerCNNConfig(PreTrainedConfig):
+class FiveLayerCNNConfig(ImageNetworkConfig):
     r"""
     Configuration of [`FiveLayerCNNForImageClassification`]. The defaults give the network of the paper's two-task
     experiment: 28 x 28 grey images, two convolutions and two hidden fully connected layers before the classifier.
@@ -40,13 +36,10 @@ class FiveLayerCNNConfig(PreTrainedConfig):
 
     model_type = "five_layer_cnn"
 
-    num_channels: int = 1
-    image_size: int = 28
     channels: list[int] | tuple[int, ...] = (32, 64)
     kernel_size: int = 3
     paddings: list[int] | tuple[int, ...] = (1, 0)
     hidden_sizes: list[int] | tuple[int, ...] = (600, 120)
-    initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         # Tuples come back from config.json as lists: keep one type so that equal configurations compare equal.
@@ -71,7 +64,7 @@ class FiveLayerCNNConfig(PreTrainedConfig):
             raise ValueError(f"image_size={self.image_size} is too small for {len(self.channels)} convolutions.")
 
 
-class FiveLayerCNNForImageClassification(PreTrainedModel):
+class FiveLayerCNNForImageClassification(ImageNetwork):
     """
     The five-layer network of the paper's MNIST and Fashion-MNIST experiment (section "FIPs for continual learning"):
     convolutions with 32 and 64 filters, fully connected layers with 600, 120 and `num_labels` nodes, all with ReLU.
@@ -87,12 +80,9 @@ class FiveLayerCNNForImageClassification(PreTrainedModel):
     config: FiveLayerCNNConfig
     config_class = FiveLayerCNNConfig
     base_model_prefix = "cnn"
-    main_input_name = "pixel_values"
-    _no_split_modules: list[str] = []
 
     def __init__(self, config: FiveLayerCNNConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
         filters = [config.num_channels, *config.channels]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(filters[i], filters[i + 1], config.kernel_size, padding=padding)
@@ -103,42 +93,7 @@ class FiveLayerCNNForImageClassification(PreTrainedModel):
         self.classifier = nn.Linear(widths[-1], config.num_labels)
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -bound, bound)
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        return_dict: bool | None = None,
-        **kwargs,
-    ) -> ImageClassifierOutput | tuple:
-        r"""
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch, num_channels, image_size, image_size)`):
-                Images, normalised by the image processor.
-            labels (`torch.Tensor` of shape `(batch,)`, *optional*):
-                Class indices. With them the output holds the mean cross-entropy as `loss`.
-            return_dict (`bool`, *optional*, defaults to `config.return_dict`):
-                Whether to return an [`~transformers.modeling_outputs.ImageClassifierOutput`] or a plain tuple.
-            kwargs (additional keyword arguments, *optional*):
-                Passed on to the loss, as `num_items_in_batch`.
-
-        Returns:
-            [`~transformers.modeling_outputs.ImageClassifierOutput`]: `loss`, and `logits` of shape
-            `(batch, num_labels)`.
-
-        Raises:
-            `ValueError`: images of another shape than the configuration says.
-        """
-        expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
-        if tuple(pixel_values.shape[1:]) != expected:
-            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, *{expected}).")
+    def features(self, pixel_values: Tensor) -> Tensor:
         states = pixel_values
         for convolution in self.convolutions:
             # ReLU after the pooling: the same function, a quarter of the work.
@@ -146,15 +101,11 @@ class FiveLayerCNNForImageClassification(PreTrainedModel):
         states = states.flatten(1)
         for layer in self.hidden:
             states = nn.functional.relu(layer(states))
-        logits = self.classifier(states)
+        return states
 
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels, logits, self.config, **kwargs)
-        if not (self.config.return_dict if return_dict is None else return_dict):
-            return (logits,) if loss is None else (loss, logits)
-        return ImageClassifierOutput(loss=loss, logits=logits)
+    def chains(self) -> list[list[str]]:
+        convolutions = [f"convolutions.{i}" for i in range(len(self.convolutions))]
+        return [[*convolutions, *(f"hidden.{i}" for i in range(len(self.hidden))), "classifier"]]
 
 
-AutoConfig.register("five_layer_cnn", FiveLayerCNNConfig, exist_ok=True)
-AutoModelForImageClassification.register(FiveLayerCNNConfig, FiveLayerCNNForImageClassification, exist_ok=True)
+register_network(FiveLayerCNNConfig, FiveLayerCNNForImageClassification)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 from huggingface_hub import constants
-from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.utils import logging
 
@@ -20,6 +20,8 @@ from ..errors import InputError
 from .cnn import FiveLayerCNNConfig, FiveLayerCNNForImageClassification
 from .lenet import LeNet300100Config, LeNet300100ForImageClassification
 from .pretraining import complete_folder, pretrain_masked_lm
+from .resnet import CifarResNetConfig, CifarResNetForImageClassification
+from .vgg import CifarVGGConfig, CifarVGGForImageClassification
 
 
 logger = logging.get_logger(__name__)
@@ -66,7 +68,12 @@ BERT_MINI_TEXTS = (
 )
 CNN = {"num_channels": 1, "image_size": 28, "num_labels": 10}
 LENET = {"num_channels": 1, "image_size": 28, "num_labels": 10}
-CNN_IMAGES = {"size": 28, "mean": 0.1307, "std": 0.3081}
+CNN_IMAGES = {"size": 28, "mean": [0.1307], "std": [0.3081]}
+RESNET_20 = {"num_channels": 3, "image_size": 32, "depth": 20, "num_labels": 10}
+VGG_16 = {"num_channels": 3, "image_size": 32, "num_labels": 10}
+# A quarter of the filters: trains on a CPU.
+VGG_16_SMALL = {**VGG_16, "stages": [[16] * 2, [32] * 2, [64] * 3, [128] * 3, [128] * 3]}
+CIFAR_IMAGES = {"size": 32, "mean": [0.4914, 0.4822, 0.4465], "std": [0.247, 0.2435, 0.2616]}
 VIT_TINY = {
     "num_channels": 1,
     "image_size": 8,
@@ -77,9 +84,18 @@ VIT_TINY = {
     "intermediate_size": 128,
     "num_labels": 10,
 }
-VIT_TINY_IMAGES = {"size": 8, "mean": 0.305, "std": 0.376}
+VIT_TINY_IMAGES = {"size": 8, "mean": [0.305], "std": [0.376]}
 
-NAMES = ("bert-demo", "bert-mini", "cnn", "lenet", "vit-tiny")
+# Networks that are not trained: class, configuration, images.
+FRESH = {
+    "cnn": (FiveLayerCNNForImageClassification, FiveLayerCNNConfig, CNN, CNN_IMAGES),
+    "lenet": (LeNet300100ForImageClassification, LeNet300100Config, LENET, CNN_IMAGES),
+    "resnet20": (CifarResNetForImageClassification, CifarResNetConfig, RESNET_20, CIFAR_IMAGES),
+    "vgg16": (CifarVGGForImageClassification, CifarVGGConfig, VGG_16, CIFAR_IMAGES),
+    "vgg16-small": (CifarVGGForImageClassification, CifarVGGConfig, VGG_16_SMALL, CIFAR_IMAGES),
+    "vit-tiny": (ViTForImageClassification, ViTConfig, VIT_TINY, VIT_TINY_IMAGES),
+}
+NAMES = ("bert-demo", "bert-mini", *FRESH)
 
 
 def build(
@@ -99,6 +115,9 @@ def build(
             `imdb_unsupervised`, `wikitext2` (`validation`), `yelp_polarity` and `imdb`.
             `"cnn"`: the paper's five-layer network for 28 x 28 grey images, not trained.
             `"lenet"`: LeNet-300-100 for 28 x 28 grey images, not trained.
+            `"resnet20"`: ResNet-20 for 32 x 32 colour images (CIFAR), not trained.
+            `"vgg16"`, `"vgg16-small"`: VGG-16 for such images, with a quarter of the filters where it says so; not
+            trained.
             `"vit-tiny"`: a small vision transformer for 8 x 8 grey images, not trained.
         cache_dir (`str` or `os.PathLike`, *optional*, defaults to `$HF_HOME/hf_fip`): where models are kept.
         data_root (`str` or `os.PathLike`, *optional*): folder with local data sets, for `"bert-mini"`.
@@ -115,28 +134,37 @@ def build(
         return _pretrained(name, BERT_DEMO, _demo_texts(), cache_dir)
     if name == "bert-mini":
         return _pretrained(name, BERT_MINI, _mini_texts(data_root), cache_dir)
-    if name == "cnn":
-        return _fresh(name, CNN, CNN_IMAGES, cache_dir, seed, _cnn)
-    if name == "lenet":
-        return _fresh(name, LENET, CNN_IMAGES, cache_dir, seed, _lenet)
-    if name == "vit-tiny":
-        return _fresh(name, VIT_TINY, VIT_TINY_IMAGES, cache_dir, seed, _vit)
+    if name in FRESH:
+        return _fresh(name, cache_dir, seed)
     raise InputError(f"model='embedded:{name}' does not exist: the embedded models are {', '.join(NAMES)}.")
+
+
+def image_processor(size: int, mean: list[float], std: list[float]) -> ViTImageProcessorPil:
+    """
+    An image processor that needs no torchvision, and that `AutoImageProcessor` loads back.
+
+    Args:
+        size (`int`): height and width to which images are resized, in pixels.
+        mean (`list[float]`): mean of each channel's values, as a share of white.
+        std (`list[float]`): their standard deviations, likewise.
+
+    Returns:
+        `ViTImageProcessorPil`: turns PIL images, of mode `"L"` for one channel and `"RGB"` for three, into
+        `pixel_values` of shape `(batch, channels, size, size)`.
+    """
+    return ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=std)
 
 
 def grey_image_processor(size: int, mean: float, std: float) -> ViTImageProcessorPil:
     """
-    An image processor for images of one channel. It needs no torchvision, and `AutoImageProcessor` loads it back.
+    An [`image_processor`] for images of one channel.
 
     Args:
         size (`int`): height and width to which images are resized, in pixels.
         mean (`float`): mean of the grey values, as a share of white.
         std (`float`): their standard deviation, likewise.
-
-    Returns:
-        `ViTImageProcessorPil`: turns PIL images of mode `"L"` into `pixel_values` of shape `(batch, 1, size, size)`.
     """
-    return ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=[mean], image_std=[std])
+    return image_processor(size, [mean], [std])
 
 
 def _demo_texts() -> list[str]:
@@ -172,33 +200,16 @@ def _pretrained(name: str, recipe: dict, texts: list[str], cache_dir: str | os.P
     return _cached(name, _digest([json.dumps(recipe, sort_keys=True), *texts]), cache_dir, make)
 
 
-def _fresh(
-    name: str,
-    recipe: dict,
-    images: dict,
-    cache_dir: str | os.PathLike | None,
-    seed: int,
-    model_of: Callable[[dict], PreTrainedModel],
-) -> Path:
+def _fresh(name: str, cache_dir: str | os.PathLike | None, seed: int) -> Path:
+    model_class, config_class, recipe, images = FRESH[name]
+
     def make(folder: Path):
         with torch.random.fork_rng(), complete_folder(folder) as unfinished:
             torch.manual_seed(seed)
-            model_of(recipe).save_pretrained(unfinished)
-            grey_image_processor(**images).save_pretrained(unfinished)
+            model_class(config_class(**recipe)).save_pretrained(unfinished)
+            image_processor(**images).save_pretrained(unfinished)
 
     return _cached(name, _digest([json.dumps([recipe, images, seed], sort_keys=True)]), cache_dir, make)
-
-
-def _cnn(recipe: dict) -> PreTrainedModel:
-    return FiveLayerCNNForImageClassification(FiveLayerCNNConfig(**recipe))
-
-
-def _lenet(recipe: dict) -> PreTrainedModel:
-    return LeNet300100ForImageClassification(LeNet300100Config(**recipe))
-
-
-def _vit(recipe: dict) -> PreTrainedModel:
-    return ViTForImageClassification(ViTConfig(**recipe))
 
 
 def _digest(parts: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +57,9 @@ def find_units(model: nn.Module, names: Sequence[str], kinds: Sequence[str] = KI
     if unknown or not kinds:
         raise InputError(f"kinds={list(kinds)!r} of projection 'structured': choose from {', '.join(KINDS)}")
     model = base_model(model)
-    found = [_units(group) for group in structure_groups(model)]
+    # Scales and biases of norms are never pruned: what a unit weighs is told by its filters and matrices.
+    matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
+    found = [_units(group, matrices) for group in structure_groups(model)]
     allowed = set(names)
     found = [
         units
@@ -73,10 +75,11 @@ def find_units(model: nn.Module, names: Sequence[str], kinds: Sequence[str] = KI
     return found
 
 
-def _units(group: StructureGroup) -> Units:
+def _units(group: StructureGroup, matrices: Collection[str]) -> Units:
     members = [
         (f"{name}.weight", dim, width)
         for dim, part in enumerate((group.rows, group.columns))
         for name, width in part.items()
+        if f"{name}.weight" in matrices
     ]
     return Units(group.kind, group.count, tuple(members))

@@ -1,8 +1,8 @@
 """
-Makes transformers know our storage format as soon as it is itself imported.
+Makes transformers know our storage format and our own networks as soon as it is itself imported.
 
-Registering needs transformers' models, and with them torch: seconds that `import hf_fip` must not cost. So the format
-is registered at once where they are imported already, and otherwise right after they are.
+Registering needs transformers' models, and with them torch: seconds that `import hf_fip` must not cost. So what it
+needs is registered at once where that is imported already, and otherwise right after it is.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ from importlib.util import find_spec
 from types import ModuleType
 
 
-# Whatever loads a model imports this first, and it imports the quantizers.
-_MODELS = "transformers.modeling_utils"
-_FORMAT = "hf_fip.storage.quantizer"
+# What is imported, right after which module of transformers: whatever loads a model imports the first, which imports
+# the quantizers; the Auto classes, which have to know ensembles and, imported by these, networks, are in the second.
+_AFTER = {
+    "transformers.modeling_utils": "hf_fip.storage.quantizer",
+    "transformers.models.auto.modeling_auto": "hf_fip.ensembles.modeling",
+}
 
 
-class _AfterModels(MetaPathFinder):
-    """Finds nothing itself: lets the others find transformers' models once, and registers after they are imported."""
+class _AfterTransformers(MetaPathFinder):
+    """Finds nothing itself: lets the others find a module of transformers once, and imports ours after it."""
 
-    def __init__(self) -> None:
+    def __init__(self, theirs: str, ours: str) -> None:
+        self.theirs, self.ours = theirs, ours
         self.is_asking = False
 
     def find_spec(self, fullname: str, path=None, target=None) -> ModuleSpec | None:
-        if fullname != _MODELS or self.is_asking:
+        if fullname != self.theirs or self.is_asking:
             return None
         self.is_asking = True
         try:
@@ -42,15 +46,17 @@ class _AfterModels(MetaPathFinder):
             run(module)
             # Only now: a module may be looked for without being imported.
             sys.meta_path.remove(self)
-            import_module(_FORMAT)
+            import_module(self.ours)
 
         spec.loader.exec_module = run_and_register
         return spec
 
 
-def register_storage_format() -> None:
-    """Register the storage format with transformers: now if its models are imported, else when they are."""
-    if _MODELS in sys.modules:
-        import_module(_FORMAT)
-    elif not any(isinstance(finder, _AfterModels) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterModels())
+def register_with_transformers() -> None:
+    """Register the storage format and the networks with transformers: now if it is imported, else when it is."""
+    waiting = {finder.theirs for finder in sys.meta_path if isinstance(finder, _AfterTransformers)}
+    for theirs, ours in _AFTER.items():
+        if theirs in sys.modules:
+            import_module(ours)
+        elif theirs not in waiting:
+            sys.meta_path.insert(0, _AfterTransformers(theirs, ours))

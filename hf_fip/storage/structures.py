@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,6 @@ _NEURONS = (
     (("fc1",), "fc2"),
     (("lin1",), "lin2"),
 )
-# This package's own networks: layers that follow one another with a ReLU between, from input to output.
-_CHAIN = ("convolutions", "hidden", "classifier")
 _ACTIVATIONS = ("hidden_act", "activation_function", "activation")
 
 
@@ -42,7 +41,8 @@ def structure_groups(model: PreTrainedModel) -> list[StructureGroup]:
     The attention heads, feed-forward neurons and filters of a model.
 
     Known are BERT and its relatives (RoBERTa, ELECTRA, DistilBERT), vision transformers with the same layers (ViT,
-    DeiT) and this package's own networks without skip connections. Heads that share a key or value are left alone.
+    DeiT) and networks that say where theirs are, as this package's own do
+    ([`~hf_fip.models.images.ImageNetwork.chains`]). Heads that share a key or value are left alone.
 
     Args:
         model (`PreTrainedModel`): the model.
@@ -88,7 +88,8 @@ def silent_structures(model: PreTrainedModel, group: StructureGroup) -> torch.Te
     # Of a head the value alone tells: a query or key of zero still lets it average.
     name, unit = list(group.rows.items())[-1]
     module = model.get_submodule(name)
-    rows = module.weight.detach().cpu().flatten(1).abs().amax(1)
+    weight = module.weight.detach().cpu()
+    rows = weight.reshape(len(weight), -1).abs().amax(1)
     if module.bias is not None:
         rows = rows + module.bias.detach().cpu().abs()
     if group.kind == "heads" or _is_zero_at_zero(model):
@@ -118,7 +119,7 @@ def shrink(model: PreTrainedModel, *, state_dict: dict[str, torch.Tensor] | None
     if not groups:
         raise InputError(
             f"model: the structures of {type(model).__name__} are not known; shrink knows BERT, RoBERTa, ELECTRA, "
-            "DistilBERT, ViT, DeiT and this package's networks without skip connections."
+            "DistilBERT, ViT, DeiT and this package's own networks."
         )
     before = layout_of(model)
     smaller = copy.deepcopy(model)
@@ -189,24 +190,21 @@ def _compose(before: StorageLayout, now: list[StructureGroup]) -> tuple[Structur
     return tuple(composed)
 
 
-def _is_chain(model: PreTrainedModel) -> bool:
-    return isinstance(getattr(model, "hidden", None), nn.ModuleList)
+def _has_chains(model: PreTrainedModel) -> bool:
+    return callable(getattr(model, "chains", None))
 
 
 def _chain_groups(model: PreTrainedModel) -> list[StructureGroup]:
-    if not _is_chain(model):
-        return []
-    layers = [
-        (name, module)
-        for part in _CHAIN
-        for name, module in model.named_modules()
-        if name.split(".")[0] == part and isinstance(module, (nn.Conv2d, nn.Linear))
-    ]
     groups = []
-    for (name, layer), (reader_name, reader) in zip(layers, layers[1:], strict=False):
-        count = layer.weight.shape[0]
-        kind = "filters" if isinstance(layer, nn.Conv2d) else "neurons"
-        groups.append(StructureGroup(kind, count, {name: 1}, {reader_name: reader.weight.shape[1] // count}))
+    for chain in model.chains() if _has_chains(model) else []:
+        modules = [(name, model.get_submodule(name)) for name in chain]
+        places = [i for i, (_, module) in enumerate(modules) if isinstance(module, (nn.Conv2d, nn.Linear))]
+        for place, next_place in itertools.pairwise(places):
+            layer, (reader_name, reader) = modules[place][1], modules[next_place]
+            count = layer.weight.shape[0]
+            kind = "filters" if isinstance(layer, nn.Conv2d) else "neurons"
+            rows = dict.fromkeys(chain[place:next_place], 1)
+            groups.append(StructureGroup(kind, count, rows, {reader_name: reader.weight.shape[1] // count}))
     return groups
 
 
@@ -227,7 +225,7 @@ def _head_size(module: nn.Module, query: str) -> int | None:
 
 
 def _is_zero_at_zero(model: PreTrainedModel) -> bool:
-    if _is_chain(model):
+    if _has_chains(model):
         return True
     from transformers.activations import ACT2FN
 

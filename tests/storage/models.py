@@ -83,7 +83,8 @@ def silence(model: PreTrainedModel, share: float = 0.5) -> PreTrainedModel:
         for name, unit in group.rows.items():
             module: nn.Module = model.get_submodule(name)
             module.weight[gone.repeat_interleave(unit)] = 0
-            module.bias[gone.repeat_interleave(unit)] = 0
+            if module.bias is not None:
+                module.bias[gone.repeat_interleave(unit)] = 0
         for name, unit in group.columns.items():
             model.get_submodule(name).weight[:, gone.repeat_interleave(unit)] = 0
     return model

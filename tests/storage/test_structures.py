@@ -25,7 +25,16 @@ from transformers import (
 
 from hf_fip.errors import InputError
 from hf_fip.graph.distances import euclidean_distance, sparsity
-from hf_fip.models import FiveLayerCNNConfig, FiveLayerCNNForImageClassification, load_model, save_model
+from hf_fip.models import (
+    CifarResNetConfig,
+    CifarResNetForImageClassification,
+    CifarVGGConfig,
+    CifarVGGForImageClassification,
+    FiveLayerCNNConfig,
+    FiveLayerCNNForImageClassification,
+    load_model,
+    save_model,
+)
 from hf_fip.objectives import get_projection
 from hf_fip.storage import shrink, structure_groups
 from hf_fip.storage.layout import format_ranges, parse_ranges
@@ -42,7 +51,25 @@ MODELS = {
     "vit": (vit, pixels),
     "deit": (lambda: DeiTForImageClassification(DeiTConfig(**VIT)), pixels),
     "cnn": (lambda: FiveLayerCNNForImageClassification(FiveLayerCNNConfig()), lambda: pixels(28, 1)),
+    "resnet": (lambda: used(CifarResNetForImageClassification(CifarResNetConfig(depth=8))), pixels),
+    "vgg": (
+        lambda: used(CifarVGGForImageClassification(CifarVGGConfig(stages=[[8, 8], [16], [16, 32]]))),
+        pixels,
+    ),
 }
+
+
+@torch.no_grad()
+def used(model):
+    """With batch norms that have seen something."""
+    model.train()
+    for _ in range(3):
+        model(3 * torch.randn(4, 3, 32, 32) + 1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_()
+    return model.eval()
 
 
 def output(model, inputs) -> torch.Tensor:
@@ -139,7 +166,7 @@ def test_shrinking_twice_counts_from_the_first_model(tmp_path):
     torch.testing.assert_close(output(AutoModel.from_pretrained(tmp_path / "body"), words()), output(body, words()))
 
 
-@pytest.mark.parametrize("kind", ["bert", "vit", "cnn"])
+@pytest.mark.parametrize("kind", ["bert", "vit", "cnn", "resnet", "vgg"])
 def test_what_the_structured_projection_zeroes_is_removed(kind):
     make, inputs = MODELS[kind]
     torch.manual_seed(0)

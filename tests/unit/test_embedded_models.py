@@ -175,7 +175,15 @@ def test_two_heads_start_by_reading_the_neighbours():
     torch.testing.assert_close(model.cls.predictions.bias, expected)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("cnn", (2, 1, 28, 28)), ("vit-tiny", (2, 1, 8, 8))])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("cnn", (2, 1, 28, 28)),
+        ("resnet20", (2, 3, 32, 32)),
+        ("vgg16-small", (2, 3, 32, 32)),
+        ("vit-tiny", (2, 1, 8, 8)),
+    ],
+)
 def test_an_untrained_model_depends_on_the_seed_only(name, shape, tmp_path):
     folder = embedded.build(name, cache_dir=tmp_path / "one")
     again = embedded.build(name, cache_dir=tmp_path / "two")
@@ -209,7 +217,7 @@ def test_the_cache_is_in_the_home_of_hugging_face_by_default(tmp_path, monkeypat
 
 
 def test_what_cannot_be_built_is_refused(tmp_path):
-    with pytest.raises(InputError, match="bert-demo, bert-mini, cnn, lenet, vit-tiny"):
+    with pytest.raises(InputError, match="bert-demo, bert-mini, cnn, lenet, resnet20, vgg16, vgg16-small, vit-tiny"):
         embedded.build("bert-large", cache_dir=tmp_path)
     with pytest.raises(InputError, match="data_root.*imdb_unsupervised"):
         embedded.build("bert-mini", cache_dir=tmp_path)
