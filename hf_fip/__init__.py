@@ -3,15 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .storage.registration import register_storage_format
+from .storage.registration import register_with_transformers
 from .version import __version__
 
 
 if TYPE_CHECKING:
     from .config import FIPConfig
+    from .ensembles import Ensemble
     from .errors import InputError
     from .graph import ModelGraph, Node
-    from .operators import Compression, ContinualLearning, begin_graph
+    from .operators import Compression, ContinualLearning, Diversification, begin_graph
     from .tasks import Task
     from .terms import Term
     from .trainer import FIPTrainer
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Compression": "operators",
     "ContinualLearning": "operators",
+    "Diversification": "operators",
+    "Ensemble": "ensembles",
     "FIPConfig": "config",
     "FIPTrainer": "trainer",
     "InputError": "errors",
@@ -33,6 +36,8 @@ _HOMES = {
 __all__ = [
     "Compression",
     "ContinualLearning",
+    "Diversification",
+    "Ensemble",
     "FIPConfig",
     "FIPTrainer",
     "InputError",
@@ -55,5 +60,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# So that transformers loads sparse nodes after a plain `import hf_fip`.
-register_storage_format()
+# So that transformers loads sparse nodes and our own networks after a plain `import hf_fip`.
+register_with_transformers()

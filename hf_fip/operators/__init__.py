@@ -5,6 +5,7 @@ from ..baselines.compression import COMPRESSION_METHODS
 from .base import Compose, Operator, Path
 from .compression import Compression
 from .continual_learning import ContinualLearning
+from .diversification import Diversification
 from .origin import begin_graph
 
 
@@ -14,6 +15,7 @@ __all__ = [
     "Compose",
     "Compression",
     "ContinualLearning",
+    "Diversification",
     "Operator",
     "Path",
     "begin_graph",

@@ -7,36 +7,29 @@ from typing import Any
 
 import torch
 from datasets import concatenate_datasets
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import set_seed
 
 from ..baselines.compression import get_compression_method
 from ..errors import InputError
 from ..forward import function_mode_, logits_of
 from ..functional.budget import Budget
-from ..graph import Node
 from ..objectives import Pull, TaskLoss, get_projection
 from ..objectives.keep_zeros import kept_zeros
 from ..objectives.projections import Projection
-from ..objectives.schedules import Schedule, learning_rate_factor, schedule_name
+from ..objectives.schedules import Schedule, schedule_name
 from ..objectives.scores import get_score, metric_diagonal
-from ..path import Origin
-from ..task_data import TaskData, kind_of
 from ..trainer import FIPTrainer
-from .base import Operator, Path
-from .travel import graph_of, path_config, recorded_path, training_arguments, travel
+from .path_operator import PathOperator, Start
+from .travel import SegmentedTrainer, evenly_spaced, training_arguments
 
 
 # Never far from the best on LeNet at 99.4 % zeros: 4 gained 0.1 points over it where the network had learned its data
 # by heart, and lost 0.4 to 1 where it had not; 1 lost 0.4 where it had, and gained up to 0.3 where it had not.
 TEMPERATURE = 2.0
-# Share of each segment in which the learning rate is constant.
-STABLE = 0.5
 # Batches of anchors from which the metric's diagonal is estimated.
 DIAGONAL_BATCHES = 64
 
 
-class Compression(Operator):
+class Compression(PathOperator):
     """
     The paper's operator Co: from a network to a sparse (structured, quantised) one, along a path on which the outputs
     on samples of *all* its tasks hardly change. No label is needed. Every recorded point lies exactly in its set:
@@ -174,86 +167,27 @@ class Compression(Operator):
             **self.arguments,
         }
 
-    def __call__(self, node: Node) -> Path:
-        graph = graph_of(node)
-        if finished := recorded_path(graph, node, self.branch, self.parameters):
-            return Path(node, finished)
-        tasks = node.tasks
-        if not tasks:
-            raise InputError(f"node {node.id!r} names no task, so there is nothing to take anchors from")
-        kind_of(tasks)
-        seed = self.parameters["seed"]
-        processor = node.load_processor()
-        set_seed(seed)
-        model = node.load_model(is_trainable=True)
-        spaces = node.protocol["label_space"]
-        data = TaskData(processor, self.data_root, seed, self.parameters["max_length"])
-        anchors, held_out = data.anchors(
-            tasks, spaces, self.parameters["anchors"], False, self.parameters["anchor_shift"]
-        )
+    def _trainer(self, start: Start) -> FIPTrainer:
         train = None
         if self.labels:
-            train = concatenate_datasets([data.features(task, spaces[task.name], "train") for task in tasks])
-            train = train.shuffle(seed=seed)
+            train = [start.data.features(task, start.spaces[task.name], "train") for task in start.tasks]
+            train = concatenate_datasets(train).shuffle(seed=self.parameters["seed"])
         pull = self._pull(lambda: _diagonal(trainer))
-        trainer = _SegmentedTrainer(
-            model=model,
-            args=path_config(graph, self.branch, self.arguments, seed, path=[node.id, self.parameters]),
-            anchor_dataset=anchors,
-            heldout_dataset=held_out,
+        protocol = {"method": self.method.summary, "training_labels_used": self.labels}
+        trainer = SegmentedTrainer(
+            **self._shared(start, protocol, points=tuple(self.points)),
             train_dataset=train,
-            **data.evaluation(tasks, spaces),
-            processing_class=processor,
             objective=[TaskLoss(), pull] if self.labels else pull,
-            terms=kept_zeros(node, self.parameters["keep_zeros"]),
+            terms=kept_zeros(start.node, self.parameters["keep_zeros"]),
             preserve=self.method.preserve,
-            graph=graph,
-            origin=Origin(
-                parent=node,
-                operator=type(self).__name__,
-                parameters=self.parameters,
-                points=tuple(self.points),
-                protocol={
-                    "tasks": [task.to_dict() for task in tasks],
-                    "label_space": spaces,
-                    "label_policy": node.protocol.get("label_policy"),
-                    "task_id_at_test": False,
-                    "method": self.method.summary,
-                    "training_labels_used": self.labels,
-                    "anchors": {
-                        "number": self.parameters["anchors"],
-                        "inputs": len(anchors),
-                        "labels_used": False,
-                        "tasks": [task.name for task in tasks],
-                        "held_out": len(held_out),
-                    },
-                },
-            ),
         )
         trainer.falls_along_segments = "lr_scheduler_type" not in self.arguments
-        travel(trainer)
-        return Path(node, recorded_path(trainer.graph, node, self.branch, self.parameters))
+        return trainer
 
     def _pull(self, diagonal) -> Pull:
         options = dict(self.pulling)
         score = get_score(options.pop("score"), diagonal or dict)
         return self.method.pull(self.projection, self.targets, self.points, score=score, **options)
-
-
-class _SegmentedTrainer(FIPTrainer):
-    """Its learning rate falls towards each point of the path, unless the user chose another schedule."""
-
-    falls_along_segments = True
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        if self.falls_along_segments and self.lr_scheduler is None:
-            points = self._origin.points
-            self.lr_scheduler = LambdaLR(
-                self.optimizer if optimizer is None else optimizer,
-                lambda step: learning_rate_factor(step, points, stable=STABLE),
-            )
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
 
 
 def _targets(sparsity: float | Sequence[float] | None, projection: Projection) -> list[float]:
@@ -280,9 +214,7 @@ def _points(steps: int | Sequence[int], number: int) -> list[int]:
     if not all(isinstance(count, int) and count > 0 for count in given):
         raise InputError(f"steps={steps!r}: give a whole number of optimizer steps, at least 1")
     if len(given) == 1:
-        if given[0] < number:
-            raise InputError(f"steps={steps!r} are fewer than the {number} points of the path")
-        return [round(given[0] * (i + 1) / number) for i in range(number)]
+        return evenly_spaced(given[0], number)
     if len(given) != number:
         raise InputError(
             f"steps={steps!r} has {len(given)} segments for {number} values of sparsity; give one for each"

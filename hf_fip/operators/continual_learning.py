@@ -6,7 +6,6 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
-from transformers import set_seed
 
 from ..baselines import get_method
 from ..data.resolve import EMBEDDED
@@ -15,15 +14,14 @@ from ..functional.budget import Budget
 from ..graph import Node
 from ..models.heads import grow_head
 from ..objectives.keep_zeros import kept_zeros
-from ..path import Origin
-from ..task_data import TaskData, kind_of, runner_up
+from ..task_data import runner_up
 from ..tasks import Task
 from ..trainer import FIPTrainer
-from .base import Operator, Path
-from .travel import graph_of, path_config, recorded_path, training_arguments, travel
+from .path_operator import PathOperator, Start
+from .travel import training_arguments
 
 
-class ContinualLearning(Operator):
+class ContinualLearning(PathOperator):
     """
     The paper's operator CL: learns a task while the outputs on samples of all earlier tasks hardly change.
 
@@ -122,65 +120,29 @@ class ContinualLearning(Operator):
             **self.arguments,
         }
 
-    def __call__(self, node: Node) -> Path:
-        graph = graph_of(node)
-        if finished := recorded_path(graph, node, self.branch, self.parameters):
-            return Path(node, finished)
-        old_tasks = node.tasks
-        if not old_tasks:
-            raise InputError(f"node {node.id!r} names no task, so there is nothing to take anchors from")
-        if any(old.name == self.task.name for old in old_tasks):
+    def _tasks(self, node: Node) -> list[Task]:
+        if any(old.name == self.task.name for old in node.tasks):
             raise InputError(f"node {node.id!r} has learned a task {self.task.name!r} already; name the new one")
-        tasks = [*old_tasks, self.task]
-        kind = kind_of(tasks)
-        seed = self.parameters["seed"]
-        processor = node.load_processor()
-        set_seed(seed)
-        model = node.load_model(is_trainable=True)
-        spaces = node.protocol["label_space"]
-        data = TaskData(processor, self.data_root, seed, self.parameters["max_length"])
-        anchors, held_out = data.anchors(
-            old_tasks, spaces, self.parameters["anchors"], self._needs_labels, self.parameters["anchor_shift"]
-        )
-        space = [] if kind == "fill-mask" else self._extend_head(model, anchors, processor)
-        spaces = {**spaces, self.task.name: space}
-        train = data.features(self.task, space, "train")
+        return [*node.tasks, self.task]
+
+    def _trainer(self, start: Start) -> FIPTrainer:
+        is_labelled = start.kind != "fill-mask"
+        space = self._extend_head(start.model, start.anchors, start.processor) if is_labelled else []
+        spaces = {**start.spaces, self.task.name: space}
+        train = start.data.features(self.task, space, "train")
         if self.method.all_data:
-            earlier = [data.features(old, spaces[old.name], "train") for old in old_tasks]
-            train = concatenate_datasets([train, *earlier]).shuffle(seed=seed)
-        trainer = FIPTrainer(
-            model=model,
-            args=path_config(graph, self.branch, self.arguments, seed, path=[node.id, self.parameters]),
-            anchor_dataset=anchors,
-            heldout_dataset=held_out,
+            earlier = [start.data.features(old, spaces[old.name], "train") for old in start.node.tasks]
+            train = concatenate_datasets([train, *earlier]).shuffle(seed=self.parameters["seed"])
+        protocol = {
+            "label_policy": self.parameters["label_space"] if is_labelled else "vocabulary",
+            "method": self.method.summary,
+        }
+        return FIPTrainer(
+            **self._shared(start, protocol, spaces),
             train_dataset=train,
-            **data.evaluation(tasks, spaces),
-            processing_class=processor,
-            terms=[*kept_zeros(node, self.parameters["keep_zeros"]), *self.method.terms()],
+            terms=[*kept_zeros(start.node, self.parameters["keep_zeros"]), *self.method.terms()],
             preserve=self.method.preserve,
-            graph=graph,
-            origin=Origin(
-                parent=node,
-                operator=type(self).__name__,
-                parameters=self.parameters,
-                protocol={
-                    "tasks": [task.to_dict() for task in tasks],
-                    "label_space": spaces,
-                    "label_policy": "vocabulary" if kind == "fill-mask" else self.parameters["label_space"],
-                    "task_id_at_test": False,
-                    "method": self.method.summary,
-                    "anchors": {
-                        "number": self.parameters["anchors"],
-                        "inputs": len(anchors),
-                        "labels_used": self._needs_labels,
-                        "tasks": [task.name for task in old_tasks],
-                        "held_out": len(held_out),
-                    },
-                },
-            ),
         )
-        travel(trainer)
-        return Path(node, recorded_path(trainer.graph, node, self.branch, self.parameters))
 
     @property
     def _needs_labels(self) -> bool:

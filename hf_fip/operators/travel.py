@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils import logging
 
 from ..config import FIPConfig
 from ..errors import InputError
 from ..graph import ModelGraph, Node
+from ..objectives.schedules import learning_rate_factor
 from ..path import last_complete_checkpoint
 from ..trainer import FIPTrainer
 
@@ -21,6 +23,36 @@ logger = logging.get_logger(__name__)
 
 CHECKPOINTS = "checkpoints"
 SHORT_NAMES = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
+# Share of each segment in which the learning rate is constant.
+STABLE = 0.5
+
+
+class SegmentedTrainer(FIPTrainer):
+    """Its learning rate falls towards each point of the path, unless the user chose another schedule."""
+
+    falls_along_segments = True
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.falls_along_segments and self.lr_scheduler is None:
+            points = self._origin.points
+            self.lr_scheduler = LambdaLR(
+                self.optimizer if optimizer is None else optimizer,
+                lambda step: learning_rate_factor(step, points, stable=STABLE),
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+
+def evenly_spaced(steps: int, points: int) -> list[int]:
+    """
+    Optimizer steps done at each of the points, the last one at the end.
+
+    Raises:
+        [`InputError`]: there are more points than steps.
+    """
+    if steps < points:
+        raise InputError(f"steps={steps!r} are fewer than the {points} points of the path")
+    return [round(steps * (i + 1) / points) for i in range(points)]
 
 
 def path_config(graph: ModelGraph, branch: str, arguments: dict[str, Any], seed: int, *, path: Any) -> FIPConfig:

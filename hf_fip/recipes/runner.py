@@ -101,7 +101,7 @@ def _travel(base: Node, branch: str, steps: tuple[Step, ...], recipe: Recipe) ->
     for step in steps:
         operator = getattr(operators, step.operator)(
             *([] if step.task is None else [recipe.tasks[step.task]]),
-            method=step.method,
+            **({} if step.method is None else {"method": step.method}),
             branch=branch,
             training=step.training,
             data_root=recipe.data_root,

@@ -52,6 +52,18 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContinualLearningSettings:
+    """
+    What a step of [`~hf_fip.ContinualLearning`] reads beside the settings that all operators share.
+
+    Args:
+        keep_zeros (`bool`, *optional*): Whether zeros of a compressed node stay zero.
+    """
+
+    keep_zeros: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompressionSettings:
     """
     What a step of [`~hf_fip.Compression`] reads beside the settings that all operators share; what it is not given is
@@ -84,6 +96,37 @@ class CompressionSettings:
     keep_zeros: bool | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class DiversificationSettings:
+    """
+    What a step of [`~hf_fip.Diversification`] reads beside the settings that all operators share; what it is not given
+    is the operator's own default.
+
+    Args:
+        repulsion (`str`, *optional*): What drives the path: `cosine`, `distance`, or null for L = 0.
+        steps (`int`, *optional*): Optimizer steps of the path.
+        strength (`float`, *optional*): Of the repulsion.
+        angle (`float`, *optional*): Angle in degrees of each layer at the end of the path.
+        away_from (`str`, *optional*): `start`, or `points`: the start and every point before.
+        ramp (`float`, *optional*): Share of a segment's steps in which the angle rises.
+        schedule (`str` or `list`, *optional*): How it rises: `linear`, `cubic`, `constant`, or shares.
+        include (`list`, *optional*): Patterns of weight names to turn besides.
+        exclude (`list`, *optional*): Patterns of weight names to leave alone besides.
+        keep_zeros (`bool`, *optional*): Whether zeros stay zero.
+    """
+
+    repulsion: Literal["cosine", "distance"] | None = None
+    steps: int | None = field(default=None, metadata={"min": 1})
+    strength: float | None = field(default=None, metadata={"above": 0})
+    angle: float | None = field(default=None, metadata={"above": 0, "below": 180})
+    away_from: Literal["start", "points"] | None = None
+    ramp: float | None = field(default=None, metadata={"min": 0})
+    schedule: str | list[float] | None = None
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    keep_zeros: bool | None = None
+
+
 SETTINGS = tuple(setting.name for setting in fields(Settings))
 # Of each operator: the settings it takes from the recipe, and those that only a step gives.
 SHARED = {
@@ -92,11 +135,17 @@ SHARED = {
         "anchors anchor_batch_size anchor_shift functional_distance beta distance_budget disagreement_budget "
         "max_length seed"
     ).split(),
+    "Diversification": (
+        "anchors anchor_batch_size anchor_shift functional_distance beta distance_budget disagreement_budget "
+        "path_points max_length seed"
+    ).split(),
 }
-OWN = {
-    "ContinualLearning": ("keep_zeros",),
-    "Compression": tuple(setting.name for setting in fields(CompressionSettings)),
+OWN_SETTINGS = {
+    "ContinualLearning": ContinualLearningSettings,
+    "Compression": CompressionSettings,
+    "Diversification": DiversificationSettings,
 }
+OWN = {operator: tuple(setting.name for setting in fields(kind)) for operator, kind in OWN_SETTINGS.items()}
 
 
 @dataclass(frozen=True)
@@ -107,15 +156,15 @@ class Step:
     Args:
         operator (`str`): Name of the operator.
         task (`str`, *optional*): Name of the task it learns, where it learns one.
-        method (`str`, *optional*, defaults to `"fip"`): How.
+        method (`str`, *optional*, defaults to `"fip"`): How; `None` where the operator knows one way only.
         settings (`dict[str, Any]`, *optional*):
-            The fields of [`Settings`] and [`CompressionSettings`] this step gives itself.
+            The fields of [`Settings`] and of the operator's own settings this step gives itself.
         training (`dict[str, Any]`, *optional*): What it changes of the recipe's `training`.
     """
 
     operator: str
     task: str | None = None
-    method: str = "fip"
+    method: str | None = "fip"
     settings: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -124,12 +173,15 @@ class Step:
         """What it does, in words."""
         if self.task is not None:
             return f"learns {self.task}"
+        if self.operator == "Diversification":
+            return "changes its weights but not its outputs"
         goal = self.settings.get("sparsity", self.settings.get("projection"))
         return f"is compressed{'' if goal is None else f' to {goal}'}"
 
     def to_dict(self) -> dict[str, Any]:
         task = {} if self.task is None else {"task": self.task}
-        data = {"operator": self.operator, **task, "method": self.method, **self.settings}
+        method = {} if self.method is None else {"method": self.method}
+        data = {"operator": self.operator, **task, **method, **self.settings}
         return {**data, "training": dict(self.training)} if self.training else data
 
 
@@ -214,7 +266,7 @@ def methods_of(operator: str) -> Container[str]:
     from ..baselines import METHODS
     from ..baselines.compression import COMPRESSION_METHODS
 
-    return {"ContinualLearning": METHODS, "Compression": COMPRESSION_METHODS}[operator]
+    return {"ContinualLearning": METHODS, "Compression": COMPRESSION_METHODS, "Diversification": ()}[operator]
 
 
 def _task_to_dict(task: Task) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from ..errors import InputError
 from . import checks
 from .document import Document, KeyPath, dotted
-from .schema import OWN, SETTINGS, SHARED, CompressionSettings, Recipe, Settings, Step, methods_of
+from .schema import OWN, OWN_SETTINGS, SETTINGS, SHARED, Recipe, Step, methods_of
 
 
 if TYPE_CHECKING:
@@ -21,18 +21,13 @@ if TYPE_CHECKING:
 KEYS = tuple(sorted((option.name for option in fields(Recipe)), key=lambda key: key in SETTINGS))
 # Settings for certain values of `model`; the loader applies them, so a checked recipe has none.
 VARIANTS = "variants"
-# The keys a step of each operator takes.
-OPERATORS = {
-    "ContinualLearning": (
-        "operator",
-        "task",
-        "method",
-        *SHARED["ContinualLearning"],
-        *OWN["ContinualLearning"],
-        "training",
-    ),
-    "Compression": ("operator", "method", *SHARED["Compression"], *OWN["Compression"], "training"),
+# The keys a step of each operator takes before its settings.
+_FIRST_KEYS = {
+    "ContinualLearning": ("operator", "task", "method"),
+    "Compression": ("operator", "method"),
+    "Diversification": ("operator",),
 }
+OPERATORS = {name: (*first, *SHARED[name], *OWN[name], "training") for name, first in _FIRST_KEYS.items()}
 RESERVED_BRANCHES = ("base", "fip")
 # `base` and `training` take every field of FIPConfig, and the two settings that all recipes have by a short name.
 SHORT_NAMES = {"epochs": float, "batch_size": int}
@@ -64,7 +59,7 @@ def parse_recipe(document: Document, name: str) -> Recipe:
     for key in ("model", "tasks"):
         if data.get(key) is None:
             raise document.error((), f"key '{key}' is missing; a recipe needs 'model' and 'tasks'")
-    values = {key: _value(document, (key,)) for key in data if key in _recipe_hints() and key not in _STRUCTURED}
+    values = {key: _value(document, (key,)) for key in data if key in _hints(Recipe) and key not in _STRUCTURED}
     names = _names(document, ("tasks",), "task")
     if not names:
         raise document.error(("tasks",), "'tasks' is empty; name at least the task of the base node")
@@ -98,18 +93,26 @@ _STRUCTURED = ("tasks", "base", "training", "path", "branches", "baselines")
 
 
 @cache
-def _recipe_hints() -> dict[str, Any]:
-    return {**get_type_hints(CompressionSettings), **get_type_hints(Recipe, localns={"Task": Any})}
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, localns={"Task": Any})
 
 
-_BOUNDS = {option.name: dict(option.metadata) for kind in (Settings, CompressionSettings) for option in fields(kind)}
+@cache
+def _bounds(kind: type) -> dict[str, dict[str, float]]:
+    return {option.name: dict(option.metadata) for option in fields(kind)}
 
 
-def _value(document: Document, path: KeyPath, hint: Any = None, bounds: dict[str, float] | None = None) -> Any:
-    """The value at `path`, of the type and within the bounds that the recipe's field of that name has."""
+def _value(
+    document: Document,
+    path: KeyPath,
+    hint: Any = None,
+    bounds: dict[str, float] | None = None,
+    kind: type = Recipe,
+) -> Any:
+    """The value at `path`, of the type and within the bounds that the field of that name of `kind` has."""
     key = path[-1]
-    hint = _recipe_hints()[key] if hint is None else hint
-    bounds = _BOUNDS.get(key, {}) if bounds is None else bounds
+    hint = _hints(kind)[key] if hint is None else hint
+    bounds = _bounds(kind).get(key, {}) if bounds is None else bounds
     value = document.get(path)
     try:
         value = checks.convert(value, hint)
@@ -182,16 +185,18 @@ def _step(document: Document, path: KeyPath, tasks: list[str]) -> Step:
     _known_keys(document, path, OPERATORS[operator])
     if "task" in OPERATORS[operator] and "task" not in given:
         raise document.error(path, f"key 'task' is missing in '{dotted(path)}'")
+    own, method = OWN[operator], "fip" if "method" in OPERATORS[operator] else None
     return Step(
         operator,
         task=_one_of(document, path + ("task",), "task", tasks) if "task" in given else None,
-        method=_value(document, path + ("method",), str) if "method" in given else "fip",
-        settings={key: _value(document, path + (key,)) for key in given if key in _SETTABLE},
+        method=_value(document, path + ("method",), str) if "method" in given else method,
+        settings={
+            key: _value(document, path + (key,), kind=OWN_SETTINGS[operator] if key in own else Recipe)
+            for key in given
+            if key in own or key in SHARED[operator]
+        },
         training=_training(document, path + ("training",)),
     )
-
-
-_SETTABLE = {key for operator in OPERATORS for key in (*SHARED[operator], *OWN[operator])}
 
 
 def _baselines(document: Document, branches: Iterable[str]) -> tuple[str, ...]:
@@ -274,6 +279,9 @@ def _registered_names(document: Document, path: tuple[Step, ...]) -> None:
     operators = {step.operator for step in path} or OPERATORS.keys()
     known = [method for operator in operators for method in methods_of(operator)]
     baselines = document.get(()).get("baselines") or []
+    if baselines and not known:
+        message = "'baselines' are other methods of the operators in 'path', of which none has any; leave them out"
+        raise document.error(("baselines",), message)
     for number in range(len(baselines)):
         _one_of(document, ("baselines", number), "method", known)
     for place in [(), *_step_places(document)]:

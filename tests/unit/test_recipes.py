@@ -259,6 +259,8 @@ def test_a_step_takes_what_its_operator_takes():
     assert set(OPERATORS["ContinualLearning"]) - {"operator", "task"} == learning - given
     compression = set(inspect.signature(operators.Compression).parameters)
     assert set(OPERATORS["Compression"]) - {"operator"} <= compression - given
+    diversification = set(inspect.signature(operators.Diversification).parameters)
+    assert set(OPERATORS["Diversification"]) - {"operator"} <= diversification - given
 
 
 def test_a_recipe_s_keys_cannot_be_changed(recipe_file):
@@ -392,5 +394,58 @@ def test_slips_in_steps_of_compression(tmp_path, old, new, complaint):
     file = tmp_path / "recipe.yaml"
     assert old in COMPRESSING
     file.write_text(COMPRESSING.replace(old, new))
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        load_recipe(str(file))
+
+
+DIVERSIFYING = """
+model: embedded:cnn
+tasks: {digits: {dataset: 'embedded:digits'}}
+path_points: 3
+disagreement_budget: 0.01
+path:
+  - {operator: Diversification, steps: 30, angle: 60, away_from: points}
+  - {operator: Compression, sparsity: 0.5, steps: [20]}
+branches:
+  still: [{operator: Diversification, repulsion: null}]
+baselines: [gmp]
+"""
+
+
+def test_steps_of_diversification(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(DIVERSIFYING)
+    recipe = load_recipe(str(file))
+    turning, compressing = recipe.plan()["fip"]
+    assert turning.settings == {
+        "path_points": 3, "disagreement_budget": 0.01, "seed": 0, "steps": 30, "angle": 60.0, "away_from": "points"
+    }  # fmt: skip
+    assert "path_points" not in compressing.settings and compressing.settings["steps"] == [20]
+    assert recipe.plan()["still"][0].settings["repulsion"] is None, "null is asked for, not left out"
+    assert [step.method for step in recipe.plan()["gmp"]] == [None, "gmp"]
+    assert turning.purpose == "changes its weights but not its outputs"
+    file.write_text(recipe.to_yaml())
+    assert load_recipe(str(file)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("steps: 30", "steps: [30]", "'path.0.steps' must be a whole number or null"),
+        ("steps: 30", "steps: 0", "'path.0.steps' must be at least 1"),
+        ("angle: 60", "angle: 180", "'path.0.angle' must be less than 180"),
+        ("angle: 60", "strength: 0", "'path.0.strength' must be more than 0"),
+        ("angle: 60", "repulsion: magnetic", "'path.0.repulsion' must be 'cosine' or 'distance' or null"),
+        ("away_from: points", "away_from: home", "'path.0.away_from' must be 'start' or 'points'"),
+        ("angle: 60", "sparsity: 0.5", "unknown key 'sparsity'"),
+        ("angle: 60", "method: fip", "unknown key 'method'"),
+        ("angle: 60", "task: digits", "unknown key 'task'"),
+        ("  - {operator: Compression, sparsity: 0.5, steps: [20]}\n", "", "'baselines' are other methods"),
+    ],
+)
+def test_slips_in_steps_of_diversification(tmp_path, old, new, complaint):
+    file = tmp_path / "recipe.yaml"
+    assert old in DIVERSIFYING
+    file.write_text(DIVERSIFYING.replace(old, new))
     with pytest.raises(InputError, match=re.escape(complaint)):
         load_recipe(str(file))
