@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..query import QueryResult
+    from ..query.distance import NodeDistance
 
 logger = logging.get_logger(__name__)
 
@@ -115,9 +116,11 @@ class ModelGraph(Family):
             `InputError`: no such Collection or repository, or nothing readable in it.
             `OSError`: the Hub cannot be reached.
         """
-        from ..hub.remote import HubGraph
+        from ..hub.client import Hub
+        from ..hub.remote import READING, HubGraph
 
-        return HubGraph.open(source, revision=revision, token=token, cache_dir=cache_dir, endpoint=endpoint)
+        cache = None if cache_dir is None else str(cache_dir)
+        return HubGraph.open(source, Hub(token, endpoint, READING, cache), revision=revision)
 
     def query(self, dataset: str | Dataset | list[str], **options: Any) -> QueryResult:
         """
@@ -136,6 +139,29 @@ class ModelGraph(Family):
         from ..query import query
 
         return query(self, dataset, **options)
+
+    def distance(
+        self, node: Node | str, reference: Node | str, dataset: str | Dataset | list[str], **options: Any
+    ) -> NodeDistance:
+        """
+        How far a node is from another, as functions on these inputs and in weight space: `functional`, `euclidean`.
+
+        Args:
+            node (`Node` or `str`): a node, or any key that `graph[key]` takes.
+            reference (`Node` or `str`): the one it is compared with, of this graph or another.
+            dataset (`str`, `datasets.Dataset` or `list[str]`): inputs; labels are not used.
+            options: as [`~hf_fip.query.distance.distance`] takes them: `functional_distance`, `max_samples`, ….
+
+        Returns:
+            [`~hf_fip.query.distance.NodeDistance`]
+
+        Raises:
+            `InputError`: no such node, or models that cannot be compared on the data.
+        """
+        from ..query.distance import distance
+
+        node, reference = (key if isinstance(key, Node) else self[key] for key in (node, reference))
+        return distance(node, reference, dataset, **options)
 
     def push_to_hub(
         self,
@@ -178,19 +204,11 @@ class ModelGraph(Family):
             `InputError`: bad arguments, not logged in, or no permission.
             `OSError`: the Hub cannot be reached.
         """
+        from ..hub.client import Hub
         from ..hub.publish import push
 
-        return push(
-            self,
-            namespace=namespace,
-            collection=collection,
-            private=private,
-            select=select,
-            layout=layout,
-            dry_run=dry_run,
-            token=token,
-            endpoint=endpoint,
-        )
+        target = {"namespace": namespace, "collection": collection, "layout": layout, "private": private}
+        return push(self, Hub(token, endpoint), select=select, dry_run=dry_run, **target)
 
     def refresh(self) -> None:
         """

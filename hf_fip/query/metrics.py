@@ -8,7 +8,7 @@ all examples into a value with its standard error.
   classes; with two they are the second class's.
 - any other name or path: a metric of `evaluate`, given predicted and true class numbers.
 - `functional_distance:NODE` or `functional_distance:NODE:NAME`: mean functional distance (`l2`, `kl`, …) of the
-  outputs to those of a node, in the distance's unit.
+  outputs to those of a node, in the distance's unit; `changed_predictions` is the share that is predicted otherwise.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..errors import InputError
+from ..functional.budget import predictions_changed
 from ..functional.distances import Distance, get_distance
 from .batches import Batch
 from .estimates import jackknife_error, ratio, standard_error
 
 
 DISTANCE = "functional_distance"
+CHANGED = "changed_predictions"
 OTHER = -1
 _LOWER_IS_BETTER = ("brier_score", "mse", "mae", "mape", "wer", "cer", "zero_one_loss", "hamming_loss")
 
@@ -146,11 +148,22 @@ def get_metric(name: str, greater_is_better: bool | None = None) -> Metric:
         reference, _, kind = rest.partition(":")
         if not reference:
             raise InputError(f"metric={name!r} names no node: give {DISTANCE}:NODE or {DISTANCE}:NODE:NAME.")
-        return Metric(name, "distance", False, distance=get_distance(kind or "l2"), reference=reference)
+        return Metric(name, "distance", False, distance=_compared_by(kind or "l2"), reference=reference)
     if name in _SKLEARN:
         return Metric(name, "predictions", True, score=_sklearn_metric(name))
     is_better = name.rsplit("/")[-1] not in _LOWER_IS_BETTER if greater_is_better is None else greater_is_better
     return Metric(name, "predictions", is_better, score=_evaluate_metric(name))
+
+
+def _compared_by(name: str) -> Distance:
+    if name != CHANGED:
+        return get_distance(name)
+    # Not registered with the others: it has no gradient to train by.
+    return Distance(CHANGED, _changed, compares="probabilities", unit="share of predictions")
+
+
+def _changed(outputs: Tensor, reference: Tensor) -> Tensor:
+    return predictions_changed(outputs, reference).to(outputs.dtype)
 
 
 def row_losses(

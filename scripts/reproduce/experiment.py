@@ -1,6 +1,6 @@
 """
 What every script of this folder shares: its arguments, one file per seed so that an interrupted script goes on where
-it stopped, and the results as JSON, as a Markdown table and as a picture.
+it stopped, and the results as JSON, as a Markdown table and as pictures.
 """
 
 from __future__ import annotations
@@ -58,11 +58,12 @@ def reproduce(
     protocol: Callable[[Options], dict[str, Any]],
     paper: list[dict[str, Any]],
     description: str,
-    picture: Callable[[list[dict[str, Any]]], Any] | None = None,
+    pictures: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
     argv: list[str] | None = None,
 ) -> dict[str, Any]:
     """
-    Runs an experiment over its seeds and writes `results.json`, `results.md` and, with `picture`, `results.html`.
+    Runs an experiment over its seeds and writes `results.json`, `results.md` and, with `pictures`, `results.html` and
+    a PNG file of each.
 
     Args:
         name (`str`): of the experiment.
@@ -70,7 +71,7 @@ def reproduce(
         protocol (`Callable`): what a number needs beside it, from the options.
         paper (`list[dict]`): what the paper reports.
         description (`str`): for `--help`.
-        picture (`Callable`, *optional*): from the rows to a plotly figure.
+        pictures (`Callable`, *optional*): from the rows to plotly figures by their names.
         argv (`list[str]`, *optional*): the arguments; by default the process's.
 
     Returns:
@@ -100,8 +101,10 @@ def reproduce(
     _write(folder / "results.json", json.dumps(results, indent=1))
     table = markdown(results)
     _write(folder / "results.md", table)
-    if picture is not None:
-        _write(folder / "results.html", picture(rows).to_html(include_plotlyjs=True))
+    if pictures is not None:
+        from drawing import save
+
+        save(pictures(rows), folder)
     print(json.dumps(results) if arguments.json else table)
     return results
 
