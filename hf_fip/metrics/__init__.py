@@ -12,12 +12,18 @@ from ..errors import InputError
 
 
 if TYPE_CHECKING:
+    from .calibration.calibration import Calibration
+    from .coherence.coherence import Coherence
+    from .diversity.diversity import Diversity
     from .forgetting.forgetting import Forgetting
     from .functional_distance.functional_distance import FunctionalDistance
     from .perplexity.perplexity import Perplexity
     from .sparsity.sparsity import Sparsity
 
 _HOMES = {
+    "Calibration": "calibration",
+    "Coherence": "coherence",
+    "Diversity": "diversity",
     "Forgetting": "forgetting",
     "FunctionalDistance": "functional_distance",
     "Perplexity": "perplexity",
@@ -25,7 +31,17 @@ _HOMES = {
 }
 NAMES = tuple(_HOMES.values())
 
-__all__ = ["NAMES", "Forgetting", "FunctionalDistance", "Perplexity", "Sparsity", "path"]
+__all__ = [
+    "NAMES",
+    "Calibration",
+    "Coherence",
+    "Diversity",
+    "Forgetting",
+    "FunctionalDistance",
+    "Perplexity",
+    "Sparsity",
+    "path",
+]
 
 
 def path(name: str) -> str:
@@ -33,7 +49,7 @@ def path(name: str) -> str:
     The folder of a metric, for `evaluate.load`.
 
     Args:
-        name (`str`): `"forgetting"`, `"functional_distance"`, `"perplexity"` or `"sparsity"`.
+        name (`str`): one of `NAMES`, as `"forgetting"`.
 
     Raises:
         [`InputError`]: no such metric.

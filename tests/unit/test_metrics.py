@@ -29,13 +29,30 @@ def test_each_is_loaded_by_its_path_and_used_directly_alike(tmp_path):
     given = {
         "forgetting": {"predictions": MATRIX, "baseline": [0.1, 0.1, 0.1]},
         "functional_distance": {"predictions": [[1.0, 2.0], [0.0, 1.0]], "references": [[1.0, 1.0], [0.0, 0.0]]},
+        "calibration": {"predictions": [[0.75, 0.25], [0.75, 0.25]], "references": [0, 1]},
+        "coherence": {"predictions": [[1.0, 0.0], [0.0, 2.0]], "references": [[3.0, 0.0], [1.0, 0.0]]},
+        "diversity": {"predictions": [[[x, y], [y, x * y]] for x, y in [(0, 1), (2, 1), (1, 3), (4, 0), (2, 2)]]},
         "sparsity": {"predictions": [str(tmp_path)]},
     }
+    assert set(given) == {*metrics.NAMES} - {"perplexity"}
     for name, inputs in given.items():
         loaded = evaluate.load(metrics.path(name)).compute(**inputs)
         direct = getattr(metrics, "".join(part.title() for part in name.split("_")))().compute(**inputs)
         assert loaded == direct
     assert loaded == {"sparsity": 0.75, "sparsities": [0.75]}
+
+
+def test_what_the_ensemble_metrics_say():
+    assert metrics.Coherence().compute(predictions=[[1, 0], [0, 2]], references=[[3, 0], [1, 0]]) == {"coherence": 0.5}
+    found = metrics.Calibration().compute(predictions=[[0.75, 0.25], [0.75, 0.25]], references=[0, 1])
+    assert found == {"expected_calibration_error": 0.25}
+    rows = torch.randn(30, 2, 5, generator=torch.Generator().manual_seed(0))
+    rows[:, 1] = rows[:, 0] * -2
+    assert metrics.Diversity().compute(predictions=rows.tolist())["diversity"] == pytest.approx(0, abs=1e-6)
+    rows[:, 1] = torch.randn(30, 5, generator=torch.Generator().manual_seed(1))
+    assert metrics.Diversity().compute(predictions=rows.tolist())["diversity"] > 0.7
+    with pytest.raises(InputError, match="sum to 1"):
+        metrics.Calibration().compute(predictions=[[2.0, 1.0]], references=[0])
 
 
 def test_perplexity_of_one_model_is_that_of_a_query(tmp_path):
