@@ -41,6 +41,8 @@ class Method:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
+# Weights and margins: the best mean accuracy on validation images, MNIST then Fashion-MNIST on a small CNN, averaged
+# over 50 and 500 anchors where it depends on their number.
 METHODS = {
     "fip": Method("functionally invariant path: task loss + functional distance to cached outputs", preserve=True),
     "naive": Method("fine-tuning on the new task alone"),
@@ -65,7 +67,7 @@ METHODS = {
     "er": Method(
         "experience replay: cross-entropy on the anchors' labels (Chaudhry et al., 2019)",
         uses_labels=True,
-        terms=lambda weight=1.0: [AnchorLabels(weight)],
+        terms=lambda weight=3.0: [AnchorLabels(weight)],
     ),
     "gem": Method(
         "gradient episodic memory: one constraint per earlier task (Lopez-Paz and Ranzato, 2017)",
@@ -77,28 +79,27 @@ METHODS = {
         uses_labels=True,
         terms=lambda **options: [AveragedGEM(**options)],
     ),
-    # The objective of `fip` without a budget: what the path adds is forgetting control, not another distance.
+    # The objective of `fip` without a budget; half its weight did better on 50 anchors, with labels and without.
     "der": Method(
         "dark experience replay: squared logit distance to cached outputs, no labels (Buzzega et al., 2020)",
         preserve=True,
-        arguments={"functional_distance": "l2"},
+        arguments={"functional_distance": "l2", "beta": 0.5},
     ),
     "derpp": Method(
         "dark experience replay ++: squared logit distance and anchor labels (Buzzega et al., 2020)",
         preserve=True,
         uses_labels=True,
-        arguments={"functional_distance": "l2", "anchor_label_weight": 0.5},
+        arguments={"functional_distance": "l2", "beta": 0.5, "anchor_label_weight": 0.5},
     ),
     "fdr": Method(
         "function distance regularization: norm of the difference of probabilities (Benjamin et al., 2019)",
         preserve=True,
         arguments={"functional_distance": "fdr", "beta": 0.1},
     ),
-    # The public code's weight is that of a sum over 50 anchors; a fifth of it did better on MNIST then Fashion-MNIST.
     "bhattacharyya": Method(
-        "the distance of the paper's public code, with the better of the weights tried",
+        "the distance of the paper's public code, with the best of the weights tried",
         preserve=True,
-        arguments={"functional_distance": "bhattacharyya", "beta": 0.1},
+        arguments={"functional_distance": "bhattacharyya", "beta": 0.03},
     ),
 }
 

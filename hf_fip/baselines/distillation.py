@@ -19,7 +19,7 @@ class LearningWithoutForgetting(Term):
     paper's cross-entropy of softened probabilities up to the factor `temperature²`.
 
     Args:
-        weight (`float`, *optional*, defaults to 1.0): λ of the paper over the squared temperature.
+        weight (`float`, *optional*, defaults to 0.25): λ of the paper, 1 there, over the squared temperature.
         temperature (`float`, *optional*, defaults to 2.0): T of the paper.
     """
 
@@ -27,7 +27,7 @@ class LearningWithoutForgetting(Term):
     uses_anchors = False
     uses_task_reference = True
 
-    def __init__(self, weight: float = 1.0, *, temperature: float = 2.0):
+    def __init__(self, weight: float = 0.25, *, temperature: float = 2.0):
         self.weight = weight
         self.temperature = temperature
         self._distance = get_distance("kl", temperature=temperature)

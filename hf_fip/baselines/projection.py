@@ -102,14 +102,15 @@ class GEM(AveragedGEM):
     The dual problem has one unknown per task; its matrix is fetched from the device in every step.
 
     Args:
-        margin (`float`, *optional*, defaults to 0.5):
-            γ of the paper: least multiple of every task's gradient that is added wherever g disagrees with one.
+        margin (`float`, *optional*, defaults to 3.0):
+            γ of the paper: least multiple of every task's gradient that is added wherever g disagrees with one. With 0
+            the projection is exact and, for a single earlier task, A-GEM's.
     """
 
     name = "gem"
     per_task = True
 
-    def __init__(self, margin: float = 0.5):
+    def __init__(self, margin: float = 3.0):
         super().__init__()
         self.margin = margin
         self._counts: dict[int, Tensor | float] = {}

@@ -53,7 +53,8 @@ class QuadraticPenalty(Term):
 
     @torch.no_grad()
     def logs(self) -> dict[str, float | Tensor]:
-        squares = torch._foreach_mul(self._moved(), self._moved())
+        moved = self._moved()
+        squares = torch._foreach_mul(moved, moved)
         torch._foreach_mul_(squares, self._importance)
         return {self.name: torch.stack([square.sum() for square in squares]).sum() / 2}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -58,6 +60,9 @@ class AnchorLabels(Term):
 
     def loss(self, step: Step) -> Tensor | None:
         return None if step.anchors is None else step.anchors.mean(anchor_label_losses(step.anchors))
+
+    def report(self) -> dict[str, Any]:
+        return {"anchor_labels": {"weight": self.weight}}
 
 
 def anchor_label_losses(anchors: OutputBatch) -> Tensor:
