@@ -12,6 +12,7 @@ from .data.augment import shifted_copies
 from .data.masking import MaskingCollator, likelihoods, masked_once, perplexity
 from .data.sampling import stratified_indices
 from .errors import InputError
+from .starting_network import TASK_COLUMN
 from .tasks import Task, features
 
 
@@ -59,7 +60,8 @@ class TaskData:
         drawn, unseen = [], []
         for index, task in enumerate(tasks):
             share = number // len(tasks) + (index < number % len(tasks))
-            drawn.append(self._sample(task, spaces[task.name], "train", share, labelled, shift))
+            rows = self._sample(task, spaces[task.name], "train", share, labelled, shift)
+            drawn.append(rows.add_column(TASK_COLUMN, [index] * len(rows)))
             unseen.append(self._sample(task, spaces[task.name], "test", HELD_OUT, False))
         return concatenate_datasets(drawn), concatenate_datasets(unseen)
 
@@ -94,7 +96,7 @@ def runner_up(model, anchors: Dataset, processor) -> float:
     old inputs as they are, so that the reference outputs are those of the network that is to be kept.
     """
     rows = anchors.select(range(min(len(anchors), RUNNER_UP_ANCHORS)))
-    rows = rows.remove_columns([name for name in ("labels",) if name in rows.column_names])
+    rows = rows.remove_columns([name for name in ("labels", TASK_COLUMN) if name in rows.column_names])
     collate = DataCollatorWithPadding(processor) if isinstance(processor, PreTrainedTokenizerBase) else None
     seconds = []
     for start in range(0, len(rows), 64):

@@ -107,7 +107,7 @@ def test_version(hf_fip):
     [
         (["walk"], "invalid choice: 'walk'"),
         (["run"], "the following arguments are required: RECIPE"),
-        (["run", "dmo"], "unknown recipe 'dmo' (did you mean 'demo'?); known: demo, "),
+        (["run", "dmo"], "unknown recipe 'dmo' (did you mean 'demo'?); known: bert_fill_mask, "),
         (["run", "missing.yaml"], "recipe missing.yaml: no such file"),
         (["run", "demo", "--set", "anchor=3"], "--set anchor=3: unknown key 'anchor' (did you mean 'anchors'?)"),
         (["run", "demo", "--set", "anchors"], "--set anchors: expected key=value"),
