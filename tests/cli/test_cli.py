@@ -225,9 +225,10 @@ def test_a_run_ends_with_results_and_nothing_else_on_stdout(hf_fip, tiny, tmp_pa
     assert "--output_dir" in other.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_continued_by_the_same_command(environment, hf_fip, tiny, tmp_path, number):
-    arguments = ["run", str(tiny), "--output_dir", "out", "--set", "training.max_steps=100", "report=false"]
+# The run that is not continued may be as long as it takes a busy machine to interrupt it.
+@pytest.mark.parametrize(("number", "steps"), [(signal.SIGINT, 20000), (signal.SIGTERM, 200)])
+def test_an_interrupted_run_is_continued_by_the_same_command(environment, hf_fip, tiny, tmp_path, number, steps):
+    arguments = ["run", str(tiny), "--output_dir", "out", "--set", f"training.max_steps={steps}", "report=false"]
     command = [sys.executable, "-m", "hf_fip.cli", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
     lines = []

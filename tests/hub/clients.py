@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
+import transformers.utils.hub
 from huggingface_hub import constants
 
 
@@ -27,6 +28,7 @@ def connected(endpoint: str, token: str, cache: Path) -> Iterator[None]:
         }.items():
             patch.setattr(constants, name, value)
         patch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
+        patch.setattr(transformers.utils.hub, "_hf_api", None)
         patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
         patch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
         patch.setenv("HF_TOKEN", token)
