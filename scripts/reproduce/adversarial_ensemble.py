@@ -50,6 +50,7 @@ class Case:
         anchors (`int`): inputs on which the path keeps the function.
         anchor_shift (`int`): shifted copies of them.
         step_length (`float`): of the path's random steps.
+        distance (`str`): the functional distance that both paths keep small.
         rates (`dict[str, float]`): learning rates of `scratch`, `path` and `cyclic` (FGE and SWAG).
         attacked (`int`): test images that are attacked; half of them white-box.
         pgd_steps (`int`): gradients of an attack.
@@ -67,6 +68,7 @@ class Case:
     anchors: int
     anchor_shift: int
     step_length: float
+    distance: str
     rates: dict[str, float]
     attacked: int
     pgd_steps: int = 10
@@ -116,6 +118,7 @@ MNIST = Case(
     anchors=5000,
     anchor_shift=0,
     step_length=0.6,
+    distance="l2",
     rates={"scratch": 2e-3, "path": 5e-3, "cyclic": 2e-3},
     attacked=500,
     images=GREY,
@@ -127,7 +130,8 @@ CIFAR = Case(
     epsilons=(2 / 255, 4 / 255, 8 / 255),
     anchors=2000,
     anchor_shift=1,
-    step_length=0.6,
+    step_length=0.65,
+    distance="kl",
     rates={"scratch": 2e-3, "path": 5e-3, "cyclic": 2e-3},
     attacked=400,
     images=COLOUR,
@@ -139,7 +143,8 @@ VGG = Case(
     epsilons=(2 / 255, 4 / 255, 8 / 255),
     anchors=5000,
     anchor_shift=2,
-    step_length=0.6,
+    step_length=0.65,
+    distance="kl",
     rates={"scratch": 1e-3, "path": 1e-3, "cyclic": 5e-4},
     attacked=2000,
     pgd_steps=20,
@@ -290,6 +295,7 @@ def _ensembles(
         "steps": walk,
         "anchors": case.anchors,
         "anchor_shift": case.anchor_shift,
+        "functional_distance": case.distance,
         "seed": seed,
         "data_root": data_root,
         "training": {
@@ -376,7 +382,8 @@ def protocol(options: Options) -> dict[str, Any]:
         network = "VGG-16 with batch norms" if case.vgg else f"5-layer CNN {case.images['network']}"
         described[case.name] = (
             f"{network}, {case.steps} steps of {case.batch_size} from scratch, {case.member_steps} more per member of "
-            f"path, FGE and SWAG, {case.anchors} anchors without labels (shifts of {case.anchor_shift} pixels); "
+            f"path, FGE and SWAG, {case.anchors} anchors without labels (shifts of {case.anchor_shift} pixels), "
+            f"functional distance {case.distance}, random steps of {case.step_length}; "
             f"PGD of {case.pgd_steps} steps and {case.restarts} random starts on {case.attacked} test images, "
             f"white-box one start on {case.attacked // 2}"
         )
