@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..models.heads import output_head
 from ..terms import OutputBatch, PathStart, Term
 
 
-class QuadraticPenalty(Term):
+class QuadraticPenalty(Term, ABC):
     """
     ½ Σᵢ Fᵢ (wᵢ − w*ᵢ)² with the weights w* that the path starts from. Its gradient is added to those of the losses;
     the penalty itself is computed for the logs alone.
@@ -31,9 +32,9 @@ class QuadraticPenalty(Term):
         self._centres: list[Tensor] = []
         self._importance: list[Tensor] = []
 
+    @abstractmethod
     def importance(self, start: PathStart, parameters: dict[str, nn.Parameter]) -> list[Tensor]:
         """F: one tensor for each parameter, of its shape."""
-        raise NotImplementedError
 
     def begin_path(self, start: PathStart) -> None:
         trained = {name: p for name, p in start.model.named_parameters() if p.requires_grad}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -32,7 +33,7 @@ class ImageNetworkConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
 
-class ImageNetwork(PreTrainedModel):
+class ImageNetwork(PreTrainedModel, ABC):
     """
     A network for images that ends in the linear layer `classifier`. Subclasses say what that layer reads.
 
@@ -64,6 +65,7 @@ class ImageNetwork(PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    @abstractmethod
     def features(self, pixel_values: Tensor) -> Tensor:
         """
         What the classifier reads.
@@ -74,7 +76,6 @@ class ImageNetwork(PreTrainedModel):
         Returns:
             `torch.Tensor` of shape `(batch, features)`.
         """
-        raise NotImplementedError
 
     def chains(self) -> list[list[str]]:
         """

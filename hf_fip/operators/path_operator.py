@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class Start:
         return self.node.protocol["label_space"]
 
 
-class PathOperator(Operator):
+class PathOperator(Operator, ABC):
     """
     An operator that travels one path in a [`FIPTrainer`], on anchors of all tasks of its node. What shapes the path is
     said by [`~PathOperator._trainer`] of a subclass.
@@ -78,9 +79,9 @@ class PathOperator(Operator):
         travel(trainer)
         return Path(node, recorded_path(trainer.graph, node, self.branch, self.parameters))
 
+    @abstractmethod
     def _trainer(self, start: Start) -> FIPTrainer:
         """The trainer of the path, most of whose arguments [`~PathOperator._shared`] gives."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what shapes its path")
 
     def _tasks(self, node: Node) -> list[Task]:
         """Tasks of the nodes to be made."""
