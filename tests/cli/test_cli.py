@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -225,12 +226,15 @@ def test_a_run_ends_with_results_and_nothing_else_on_stdout(hf_fip, tiny, tmp_pa
     assert "--output_dir" in other.stderr
 
 
-# The run that is not continued may be as long as it takes a busy machine to interrupt it.
-@pytest.mark.parametrize(("number", "steps"), [(signal.SIGINT, 20000), (signal.SIGTERM, 200)])
-def test_an_interrupted_run_is_continued_by_the_same_command(environment, hf_fip, tiny, tmp_path, number, steps):
-    arguments = ["run", str(tiny), "--output_dir", "out", "--set", f"training.max_steps={steps}", "report=false"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_continued_by_the_same_command(environment, hf_fip, tiny, tmp_path, number):
+    arguments = ["run", str(tiny), "--output_dir", "out", "--set", "training.max_steps=100", "report=false"]
     command = [sys.executable, "-m", "hf_fip.cli", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
+    # Shells start background jobs with SIGINT ignored, and children inherit that: these tests may be such a job.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path, preexec_fn=heed
+    )
     lines = []
     for line in process.stderr:
         lines.append(line)
