@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             interrupts.stop()
         except Exception as error:
-            # Libraries make errors of their own of an interruption in their midst.
+            # The last resort: whatever failed, a user reads one line (`--debug`: the traceback), and a script an exit
+            # code. Libraries make errors of their own of an interruption in their midst.
             if not interrupts.requested:
                 return _explain(error, args is not None and args.debug)
             interrupts.stop()

@@ -26,6 +26,7 @@ from .forward import base_model
 from .graph import ModelGraph, Node
 from .graph.card import write_card
 from .graph.distances import measure
+from .graph.files import replace_text
 from .models.loading import save_model, task_of
 from .storage import structure_groups
 from .tasks import digest
@@ -342,9 +343,7 @@ class PathRecorder:
             "points": self.points,
             "terms": terms,
         }
-        temporary = checkpoint / f".{STATE_FILE}.tmp"
-        temporary.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, checkpoint / STATE_FILE)
+        replace_text(checkpoint / STATE_FILE, json.dumps(state, indent=2) + "\n")
 
     def _load(self, checkpoint: Path) -> None:
         path = checkpoint / STATE_FILE

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ..errors import InputError
-from ..graph.files import write_text
+from ..graph.files import replace_text
 from ..graph.node import is_node_id
 from .spectrum import Spectrum
 
@@ -35,14 +35,8 @@ def save_spectrum(folder: str | os.PathLike[str], node: str, spectrum: Spectrum)
     if not is_node_id(node):
         raise InputError(f"node={node!r} is no node's id: pass graph.nodes' key, for example 'base'")
     path = Path(folder, SPECTRA_FOLDER, f"{node}-{spectrum.metric or 'operator'}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        data = {"format_version": FORMAT_VERSION, "node": node, **spectrum.to_dict()}
-        write_text(unfinished, json.dumps(data, indent=1, allow_nan=False) + "\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    data = {"format_version": FORMAT_VERSION, "node": node, **spectrum.to_dict()}
+    replace_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
     return path
 
 

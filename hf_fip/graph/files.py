@@ -25,6 +25,20 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def replace_text(path: Path, text: str) -> None:
+    """
+    Writes a file in one step: a reader never sees half of it, and a crash leaves the last one. Folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".tmp-{path.name}.{os.getpid()}")
+    try:
+        write_text(unfinished, text)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def sync(path: Path) -> None:
     """Waits until the disk has what was written to a file."""
     # Windows flushes through writable descriptors only.

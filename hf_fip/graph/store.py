@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from ..errors import InputError
-from .files import link_equal, sync, sync_folder, write_text
+from .files import link_equal, replace_text, sync, sync_folder, write_text
 from .node import NODE_FILE, Node, is_node_id
 
 
@@ -173,13 +173,7 @@ def listed_ids(text: str | None, root: Path) -> list[str]:
 
 def write_index(root: Path, text: str) -> None:
     """Replaces `graph.json` in one step. The caller holds the lock."""
-    temporary = root / f"{_TEMPORARY}{INDEX_FILE}"
-    try:
-        write_text(temporary, text)
-        os.replace(temporary, root / INDEX_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(root)
+    replace_text(root / INDEX_FILE, text)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ made again from what the Hub shows.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers.utils import logging
 
-from ..graph.files import sync_folder, write_text
+from ..graph.files import replace_text
 
 
 logger = logging.get_logger(__name__)
@@ -99,11 +98,8 @@ class Ledger:
     def write(self, published: Published) -> None:
         """Replaces the file in one step. The caller holds the ledger."""
         families = {**self._families(), self.family: asdict(published)}
-        temporary = self.folder / f".{LEDGER_FILE}.tmp"
         text = json.dumps({"format_version": FORMAT_VERSION, "families": families}, indent=1)
-        write_text(temporary, text + "\n")
-        os.replace(temporary, self.folder / LEDGER_FILE)
-        sync_folder(self.folder)
+        replace_text(self.folder / LEDGER_FILE, text + "\n")
 
     def _families(self) -> dict[str, Any]:
         try:

@@ -120,11 +120,10 @@ def _passes(error: BaseException, passing: frozenset[int]) -> bool:
         return _status(error) in _PASSING | passing
     if isinstance(error, (OfflineModeIsEnabled, LocalTokenNotFoundError)):
         return False
-    # A gateway in trouble answers in HTML where the client expects JSON. Xet's client raises bare RuntimeErrors, and a
-    # session that another thread has closed does too.
-    # RuntimeError's own kinds are mistakes in a program, which waiting does not mend.
-    passing_kinds = (httpx2.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError, RuntimeError)
-    return isinstance(error, passing_kinds) and not isinstance(error, (NotImplementedError, RecursionError))
+    # A gateway in trouble answers in HTML where the client expects JSON.
+    passing_kinds = (httpx2.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)
+    # Xet's client raises bare RuntimeErrors, and a session that another thread has closed does too.
+    return isinstance(error, passing_kinds) or type(error) is RuntimeError
 
 
 def _asked_wait(error: BaseException) -> float | None:

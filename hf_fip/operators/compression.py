@@ -51,8 +51,9 @@ class Compression(PathOperator):
             How the level rises to each target: `"cubic"` (default), `"linear"`, `"constant"` (one target), shares, or
             a function of the share of the ramp that is done.
         ramp, strength, decoupled, refresh (*optional*): As in [`~hf_fip.objectives.Pull`].
-        score (`str`, *optional*): Which weights go first: those of least `"magnitude"` (default), `"saliency"` or
-            `"second_order"`.
+        score (`str`, *optional*): Which weights go first: those of least `"magnitude"` (default), `"saliency"`,
+            `"fisher"` or `"second_order"`; see [`~hf_fip.objectives.scores`]. At 98 % zeros and above `"fisher"` did
+            best.
         include, exclude (sequence of `str`, *optional*):
             Patterns of weight names to prune besides, and to leave alone besides. Biases, norms, embeddings and heads
             are left alone by default.

@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..functional.budget import Budget
 from ..objectives import Displacement, Repulsion
 from ..objectives.keep_zeros import kept_zeros
+from ..objectives.random_steps import RandomSteps
 from ..objectives.schedules import Schedule, schedule_name
 from ..trainer import FIPTrainer
 from .path_operator import PathOperator, Start
@@ -26,7 +27,13 @@ class Diversification(PathOperator):
     Args:
         repulsion (`str`, *optional*, defaults to `"cosine"`):
             What drives the path: `"cosine"` turns every layer away from its start, to `angle`; `"distance"` moves the
-            weights away, mostly by growth; `None` is L = 0, where nothing but the optimizer's noise does.
+            weights away, mostly by growth; `None` is L = 0, where nothing but the optimizer's noise does, or a
+            `random_step`.
+        random_step (`float`, *optional*):
+            With `repulsion=None`: every segment begins with a random step of this length, a share of each layer's
+            norm, and its other steps bring the outputs back; see [`~hf_fip.objectives.random_steps.RandomSteps`]. A
+            repulsion goes far in directions that change little and leaves the points sensitive to attacked inputs;
+            random steps do not choose, and the points have to find the function again: for ensembles.
         path_points (`int`, *optional*, defaults to 5): Number of points, evenly spread along the path.
         steps (`int`, *optional*, defaults to 1000): Optimizer steps of the whole path.
         strength, angle, away_from, ramp, schedule (*optional*):
@@ -57,6 +64,7 @@ class Diversification(PathOperator):
     path = Diversification(path_points=5, disagreement_budget=0.005)(graph["base"])
     [node.protocol["displacement"]["cosine"] for node in path]
     small = (Compression(0.9) @ Diversification())(graph["base"]).end
+    ensemble = Ensemble.from_nodes(Diversification(repulsion=None, random_step=0.6, path_points=10)(graph["base"]))
     ```
     """
 
@@ -64,6 +72,7 @@ class Diversification(PathOperator):
         self,
         *,
         repulsion: str | None = "cosine",
+        random_step: float | None = None,
         path_points: int = 5,
         steps: int = 1000,
         strength: float | None = None,
@@ -101,7 +110,9 @@ class Diversification(PathOperator):
         turning = [name for name in ("angle", "ramp", "schedule") if name in self.repelling]
         if repulsion == "distance" and turning:
             raise InputError(f"repulsion='distance' knows no {', '.join(turning)}: leave it out, or use 'cosine'")
-        self.repulsion = repulsion
+        if repulsion is not None and random_step is not None:
+            raise InputError(f"random_step={random_step!r} takes the place of a repulsion: give repulsion=None too")
+        self.repulsion, self.random_step = repulsion, random_step
         self.data_root = data_root
         self.branch = branch
         self.layers = {"include": list(include), "exclude": list(exclude)}
@@ -121,6 +132,7 @@ class Diversification(PathOperator):
         described = {**self.repelling, "schedule": schedule_name(schedule)} if schedule is not None else self.repelling
         self.parameters = {
             "repulsion": repulsion,
+            **({} if random_step is None else {"random_step": random_step}),
             **described,
             **self.layers,
             "keep_zeros": keep_zeros,
@@ -135,7 +147,9 @@ class Diversification(PathOperator):
     def _trainer(self, start: Start) -> FIPTrainer:
         moving = self._displacement(self.parameters["seed"])
         kept = kept_zeros(start.node, self.parameters["keep_zeros"])
-        protocol = {"method": f"isofunctional path, repulsion: {self.repulsion}", "training_labels_used": False}
+        random_step = self.random_step
+        driven = f"repulsion: {self.repulsion}" if random_step is None else f"random steps of {random_step:g}"
+        protocol = {"method": f"isofunctional path, {driven}", "training_labels_used": False}
         trainer = SegmentedTrainer(
             **self._shared(start, protocol, points=tuple(self.points)),
             objective=moving if moving.is_objective else None,
@@ -145,6 +159,8 @@ class Diversification(PathOperator):
         return trainer
 
     def _displacement(self, seed: int) -> Displacement:
+        if self.random_step is not None:
+            return RandomSteps(self.random_step, points=self.points, seed=seed, **self.layers)
         if self.repulsion is None:
             return Displacement(**self.layers)
         return Repulsion(self.repulsion, points=self.points, seed=seed, **self.repelling, **self.layers)

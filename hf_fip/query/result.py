@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..graph.files import replace_text
 from ..graph.show import plain_text
 
 
@@ -76,14 +77,8 @@ class QueryResult:
             `Path`: the file.
         """
         path = Path(path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            text = json.dumps({"format_version": FORMAT_VERSION, **self.to_dict()}, indent=1, allow_nan=False)
-            unfinished.write_text(text + "\n", encoding="utf-8")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        text = json.dumps({"format_version": FORMAT_VERSION, **self.to_dict()}, indent=1, allow_nan=False)
+        replace_text(path, text + "\n")
         return path
 
     @property

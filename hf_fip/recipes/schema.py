@@ -76,7 +76,7 @@ class CompressionSettings:
         schedule (`str` or `list`, *optional*): How the share rises: `cubic`, `linear`, `constant`, or shares.
         ramp (`float`, *optional*): Share of a segment's steps in which it rises.
         strength (`float`, *optional*): Of the pull towards the target set.
-        score (`str`, *optional*): Which weights go first: `magnitude`, `saliency` or `second_order`.
+        score (`str`, *optional*): Which weights go first: `magnitude`, `saliency`, `fisher` or `second_order`.
         include (`list`, *optional*): Patterns of weight names to prune besides.
         exclude (`list`, *optional*): Patterns of weight names to leave alone besides.
         labels (`bool`, *optional*): Whether to train on the tasks' labels too.
@@ -104,6 +104,7 @@ class DiversificationSettings:
 
     Args:
         repulsion (`str`, *optional*): What drives the path: `cosine`, `distance`, or null for L = 0.
+        random_step (`float`, *optional*): In place of a repulsion: length of the random step of each segment.
         steps (`int`, *optional*): Optimizer steps of the path.
         strength (`float`, *optional*): Of the repulsion.
         angle (`float`, *optional*): Angle in degrees of each layer at the end of the path.
@@ -116,6 +117,7 @@ class DiversificationSettings:
     """
 
     repulsion: Literal["cosine", "distance"] | None = None
+    random_step: float | None = field(default=None, metadata={"above": 0})
     steps: int | None = field(default=None, metadata={"min": 1})
     strength: float | None = field(default=None, metadata={"above": 0})
     angle: float | None = field(default=None, metadata={"above": 0, "below": 180})

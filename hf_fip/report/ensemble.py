@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from hf_fip.ensembles.saved import EnsembleRecord, load_ensembles
 from hf_fip.report.figures import NOTE
 from hf_fip.report.layers import short_names
 from hf_fip.report.layout import PALETTE, percent, plain
-from hf_fip.report.saved_ensembles import EnsembleRecord, load_ensembles
 from hf_fip.report.sections import Cell, Section, Table
 from hf_fip.report.style import LABEL_LENGTH, LEFT_MARGIN, shown, styled
 

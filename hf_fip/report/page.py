@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from importlib import import_module, resources
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hf_fip.errors import InputError
+from hf_fip.graph.files import replace_text
 from hf_fip.version import __version__
 
 
@@ -127,14 +127,7 @@ def write_report(graph: ModelGraph, output: str | Path | None = None, *, recipe:
     _require("plotly", "jinja2")
     sections = [section for make in all_sections() if (section := make(graph)) is not None]
     output = Path(graph.folder).parent / REPORT_FILE if output is None else Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed: a reader never sees half a page, and a killed run leaves the last one.
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(render(graph, sections, recipe), encoding="utf-8")
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    replace_text(output, render(graph, sections, recipe))
     return output
 
 

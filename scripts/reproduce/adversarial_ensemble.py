@@ -17,11 +17,11 @@ ensemble, and `PGD white-box` says what is left then.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drawing import COLOURS, HEIGHT, WIDTH
+from adversarial_pictures import pictures
 from experiment import Measurement, Options, reproduce
 
 
@@ -47,35 +47,33 @@ class Case:
         steps (`int`): optimizer steps of a network trained from scratch.
         member_steps (`int`): optimizer steps of the path from one member to the next, and of FGE and SWAG likewise.
         epsilons (`tuple[float, ...]`): largest change of a pixel, from 0 to 1; the middle one is used white-box.
-        anchors (`int`): inputs on which the path keeps the function.
-        anchor_shift (`int`): shifted copies of them.
-        step_length (`float`): of the path's random steps.
+        random_step (`float`): length of the path's random steps.
         distance (`str`): the functional distance that both paths keep small.
-        rates (`dict[str, float]`): learning rates of `scratch`, `path` and `cyclic` (FGE and SWAG).
-        attacked (`int`): test images that are attacked; half of them white-box.
-        pgd_steps (`int`): gradients of an attack.
-        restarts (`int`): random starts of a transfer attack.
-        batch_size (`int`): images of a training step.
-        rows (`dict`, *optional*): `max_train` and `max_test`.
         images (`dict`): what the image processor does, and the five-layer network's configuration.
-        vgg (`bool`, *optional*, defaults to `False`): VGG-16 in place of the five-layer network.
+        anchors (`int`, *optional*): inputs on which the path keeps the function.
+        anchor_shift (`int`, *optional*): shifted copies of them.
+        rates (`dict[str, float]`, *optional*): learning rates of `scratch`, `path` and `cyclic` (FGE and SWAG).
+        attacked (`int`, *optional*): test images that are attacked; half of them white-box.
+        pgd_steps (`int`, *optional*): gradients of an attack.
+        restarts (`int`, *optional*): random starts of a transfer attack.
+        batch_size (`int`, *optional*): images of a training step.
+        vgg (`bool`, *optional*): VGG-16 in place of the five-layer network.
     """
 
     dataset: str
     steps: int
     member_steps: int
     epsilons: tuple[float, ...]
-    anchors: int
-    anchor_shift: int
-    step_length: float
+    random_step: float
     distance: str
-    rates: dict[str, float]
-    attacked: int
+    images: dict[str, Any]
+    anchors: int = 5000
+    anchor_shift: int = 0
+    rates: dict[str, float] = field(default_factory=lambda: {"scratch": 2e-3, "path": 5e-3, "cyclic": 2e-3})
+    attacked: int = 500
     pgd_steps: int = 10
     restarts: int = 2
     batch_size: int = 64
-    rows: dict[str, int] = field(default_factory=dict)
-    images: dict[str, Any] = field(default_factory=dict)
     vgg: bool = False
 
     @property
@@ -111,45 +109,30 @@ COLOUR = {
     "std": [0.2470, 0.2435, 0.2616],
 }
 MNIST = Case(
-    "ylecun/mnist",
-    steps=400,
-    member_steps=90,
-    epsilons=(0.1, 0.15, 0.2),
-    anchors=5000,
-    anchor_shift=0,
-    step_length=0.6,
-    distance="l2",
-    rates={"scratch": 2e-3, "path": 5e-3, "cyclic": 2e-3},
-    attacked=500,
-    images=GREY,
+    "ylecun/mnist", steps=400, member_steps=90, epsilons=(0.1, 0.15, 0.2), random_step=0.6, distance="l2", images=GREY
 )
 CIFAR = Case(
     "uoft-cs/cifar10",
     steps=300,
     member_steps=68,
     epsilons=(2 / 255, 4 / 255, 8 / 255),
+    random_step=0.65,
+    distance="kl",
     anchors=2000,
     anchor_shift=1,
-    step_length=0.65,
-    distance="kl",
-    rates={"scratch": 2e-3, "path": 5e-3, "cyclic": 2e-3},
     attacked=400,
     images=COLOUR,
 )
-VGG = Case(
-    "uoft-cs/cifar10",
+VGG = replace(
+    CIFAR,
     steps=40_000,
     member_steps=9_000,
-    epsilons=(2 / 255, 4 / 255, 8 / 255),
     anchors=5000,
     anchor_shift=2,
-    step_length=0.65,
-    distance="kl",
     rates={"scratch": 1e-3, "path": 1e-3, "cyclic": 5e-4},
     attacked=2000,
     pgd_steps=20,
     batch_size=128,
-    images=COLOUR,
     vgg=True,
 )
 
@@ -179,9 +162,12 @@ def cases(options: Options) -> list[Case]:
 def _measured(case: Case, seed: int, folder: Path, data_root: str | None) -> list[Measurement]:
     import torch
 
+    from hf_fip import ModelGraph
     from hf_fip.attacks import fgsm, pgd
+    from hf_fip.report import write_report
 
     base, data = _base(case, seed, folder, data_root)
+    graph = ModelGraph.load(folder / "graph")
     ensembles, steps = _ensembles(case, base, data, seed, folder, data_root)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     single = ensembles["single"].to(device)
@@ -216,7 +202,25 @@ def _measured(case: Case, seed: int, folder: Path, data_root: str | None) -> lis
         half = case.attacked // 2
         white = pgd(ensemble, attacked[:half], right[:half], epsilon=middle, **{**strong, "restarts": 1})
         note("PGD white-box", _accuracy(ensemble, white, right[:half]), epsilon=round(middle, 4))
+        if name.startswith("fip"):
+            _record(ensemble, name.replace(", ", "-"), graph, data, transferred, right)
+    write_report(graph)
     return found
+
+
+def _record(ensemble: Any, name: str, graph: Any, data: Data, attacks: dict[tuple, Tensor], labels: Tensor) -> None:
+    """Keeps what the report shows of an ensemble beside its graph."""
+    from hf_fip.ensembles.saved import measure_ensemble, save_ensemble
+
+    device = labels.device
+    parts = zip(data.test_pixels.split(500), data.test_labels.split(500), strict=True)
+    batches = ({"pixel_values": pixels.to(device), "labels": right.to(device)} for pixels, right in parts)
+    record = measure_ensemble(ensemble, batches, name=name, dataset=graph.root.tasks[0].name)
+    under_attack = {
+        f"{attack} from the {surrogate}, {epsilon:.3g}": _accuracy(ensemble, images, labels) / 100
+        for (attack, surrogate, epsilon), images in attacks.items()
+    }
+    save_ensemble(graph.folder, replace(record, attacks=under_attack))
 
 
 def _base(case: Case, seed: int, folder: Path, data_root: str | None) -> tuple[Any, Data]:
@@ -236,7 +240,7 @@ def _base(case: Case, seed: int, folder: Path, data_root: str | None) -> tuple[A
     torch.manual_seed(seed)
     case.network().save_pretrained(fresh)
     processor.save_pretrained(fresh)
-    task = Task(case.name, case.dataset, **case.rows)
+    task = Task(case.name, case.dataset)
     base = begin_graph(
         ModelGraph(folder / "graph"),
         model=str(fresh),
@@ -287,7 +291,6 @@ def _ensembles(
     from hf_fip.baselines.ensembles import independent_networks
     from hf_fip.baselines.fast_geometric import fast_geometric_ensemble
     from hf_fip.baselines.swag import swag_ensemble
-    from hf_fip.operators.scattering import Scattering
 
     walk = case.member_steps * MEMBERS
     shared = {
@@ -310,7 +313,7 @@ def _ensembles(
     cyclic = _arguments(case, "cyclic", seed, folder)
     cyclic.warmup_steps = 0
     made: dict[str, Callable[[], Any]] = {
-        "fip": lambda: Scattering(step_length=case.step_length, **shared)(base),
+        "fip": lambda: Diversification(repulsion=None, random_step=case.random_step, branch="random", **shared)(base),
         "fip, repulsion": lambda: Diversification(away_from="points", **shared)(base),
         "independent": lambda: independent_networks(
             case.network, data.train, scratch, [INDEPENDENT + MEMBERS * seed + i for i in range(MEMBERS)]
@@ -383,7 +386,7 @@ def protocol(options: Options) -> dict[str, Any]:
         described[case.name] = (
             f"{network}, {case.steps} steps of {case.batch_size} from scratch, {case.member_steps} more per member of "
             f"path, FGE and SWAG, {case.anchors} anchors without labels (shifts of {case.anchor_shift} pixels), "
-            f"functional distance {case.distance}, random steps of {case.step_length}; "
+            f"functional distance {case.distance}, random steps of {case.random_step}; "
             f"PGD of {case.pgd_steps} steps and {case.restarts} random starts on {case.attacked} test images, "
             f"white-box one start on {case.attacked // 2}"
         )
@@ -393,49 +396,6 @@ def protocol(options: Options) -> dict[str, Any]:
         "tuning": "step length, rates and numbers of steps were chosen on seed 100, on images of the same test set",
         "reading": "accuracies in %; surrogates: see the script; transfer robustness is not white-box robustness",
     }
-
-
-def pictures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy against the strength of the attack, and diversity by layer."""
-    import plotly.graph_objects as go
-
-    figures = {}
-    for name in dict.fromkeys(row["setting"]["data"] for row in rows):
-        of_data = [row for row in rows if row["setting"]["data"] == name]
-        methods = dict(zip(dict.fromkeys(row["method"] for row in of_data), COLOURS, strict=False))
-        for surrogate in ("single network", "independent network"):
-            figure = go.Figure()
-            for method, colour in methods.items():
-                here = [row for row in of_data if row["method"] == method]
-                clean = [row for row in here if row["metric"] == "clean"]
-                points = clean + [row for row in here if row["metric"] == f"PGD from {surrogate}"]
-                figure.add_scatter(
-                    x=[row["setting"].get("epsilon", 0) for row in points],
-                    y=[row["mean"] for row in points],
-                    error_y={"type": "data", "array": [row["std"] or 0 for row in points], "thickness": 1},
-                    name=method,
-                    mode="lines+markers",
-                    line={"color": colour},
-                )
-            figure.update_xaxes(title_text=f"largest change of a pixel, PGD from the {surrogate}")
-            figure.update_yaxes(title_text=f"accuracy on {name} in %")
-            figures[f"{name}-{surrogate.split()[0]}"] = figure
-        figure = go.Figure()
-        for method, colour in methods.items():
-            layers = [r for r in of_data if r["method"] == method and r["metric"].startswith("diversity of ")]
-            if layers:
-                figure.add_bar(
-                    x=[row["metric"].removeprefix("diversity of members.") for row in layers],
-                    y=[row["mean"] for row in layers],
-                    error_y={"type": "data", "array": [row["std"] or 0 for row in layers], "thickness": 1},
-                    name=method,
-                    marker={"color": colour},
-                )
-        figure.update_yaxes(title_text="diversity score (1 - CKA)")
-        figures[f"{name}-diversity"] = figure
-    for figure in figures.values():
-        figure.update_layout(template="plotly_white", width=WIDTH, height=HEIGHT, margin={"t": 24, "r": 24})
-    return figures
 
 
 PAPER = [

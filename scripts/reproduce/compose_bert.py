@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from hf_fip import ModelGraph
     from hf_fip.graph import Node
 
-FULL = ["max_length=96", "tasks.yelp.max_test=1000", "tasks.imdb.max_test=1000", "anchors=2000"]
-FULL += ["path.1.steps=240", "path.1.anchors=2000", "training.epochs=1.5"]
+FULL = ["max_length=96", "tasks.yelp.max_test=2000", "tasks.imdb.max_test=2000", "anchors=2000"]
+FULL += ["path.1.steps=240", "path.1.anchors=2000", "path.1.training={learning_rate: 1e-4}", "training.epochs=1.5"]
 SMALL = ["max_length=32", "tasks.yelp.max_test=40", "tasks.imdb.max_test=40", "tasks.yelp.max_train=64"]
 SMALL += ["tasks.imdb.max_train=64", "anchors=20", "path.1.sparsity=[0.1,0.5]", "path.1.steps=4", "path.1.anchors=20"]
 SMALL += ["base={max_steps: 2}", "training={max_steps: 2}"]
@@ -89,8 +89,9 @@ def _commutator(graph: ModelGraph, co_cl: Node, cl_co: Node, setting: dict, opti
 def protocol(options: Options) -> dict:
     return {
         "model": "embedded:bert-mini, 1.35 M weights; sparsity is of the encoder's matrices, embeddings stay dense",
-        "data": "4,000 training reviews of each set, 1,000 test reviews, 96 tokens" if options.is_full else "tiny",
+        "data": "4,000 training reviews of each set, 2,000 test reviews, 96 tokens" if options.is_full else "tiny",
         "steps": "188 to learn film reviews, 40 for each of the six sparsities" if options.is_full else "tiny",
+        "learning rate": "8e-4 to learn, 1e-4 to compress (chosen on Yelp with seed 10)",
         "anchors": "2,000 without labels: Yelp's for learning, of all tasks the node knows for compressing",
         "head": "4 outputs, no task id",
         "functional": "mean squared distance of the outputs on test reviews, in per cent of their variance",

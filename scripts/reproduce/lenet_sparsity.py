@@ -32,9 +32,10 @@ STEPS = {
 }
 BASE = {"epochs": 8, "learning_rate": 1e-3, "batch_size": 128}
 TRAINING = {"learning_rate": 2e-3, "batch_size": 128, "save_strategy": "no", "disable_tqdm": True}
+FIP = {"score": "fisher", "distance_temperature": 2.0}
 METHODS = {
-    "fip": {},
-    "fip_labels": {"labels": True},
+    "fip": FIP,
+    "fip_labels": {"labels": True, **FIP},
     **{name: {"method": name} for name in ("gmp", "distill_gmp", "one_shot", "lottery_ticket", "movement")},
 }
 
@@ -90,7 +91,9 @@ def protocol(options: Options) -> dict:
         "steps": f"{sum(STEPS[options.scale]):,} a method: one path through all sparsities",
         "batch": "128 images: fip anchors, gmp, one_shot, movement and lottery_ticket labelled ones; fip_labels and "
         "distill_gmp 128 of both",
-        "settings": "temperature and shifts chosen on 5,000 of the training images with seeds 10 and 11",
+        "settings": "score, temperature and shifts chosen on 5,000 of the training images with seeds 10 and 11",
+        "score": "fip and fip_labels prune by the Fisher score (gmp got no better by it), movement by its own, the "
+        "others by magnitude",
         "labels": "fip none, all others those of the training images",
     }
 

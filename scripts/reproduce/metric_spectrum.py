@@ -76,10 +76,11 @@ def measure_network(
     """The numbers of one network, and its spectra by what they were taken of."""
     import torch
 
-    from hf_fip import Task, begin_graph
+    from hf_fip import ModelGraph, Task, begin_graph
     from hf_fip.geometry import MetricTensor
     from hf_fip.geometry.saved import save_spectrum
     from hf_fip.geometry.spectrum import find_spectrum
+    from hf_fip.report import write_report
 
     task, length = Task(**network["task"]), network.get("max_length")
     node = begin_graph(
@@ -111,6 +112,8 @@ def measure_network(
         asked = {key: value for key, value in lanczos.items() if key != "anchors"}
         spectra["l2, lanczos"] = result = find_spectrum(g, method="lanczos", seed=seed, **asked)
         found += numbers(name, {"metric": "l2", "anchors": g.num_rows, "by": "lanczos"}, g, result)
+    # Its section on spectra shows what was saved.
+    write_report(ModelGraph.load(folder), folder / "report.html")
     accuracy = 100 * node.metrics[f"{task.name}/accuracy"]
     found.append(Measurement(name, "test accuracy", accuracy, {}))
     return found, {label: one for label, one in spectra.items() if "fisher" not in label}

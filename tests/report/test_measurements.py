@@ -10,10 +10,10 @@ import torch
 
 from hf_fip import ModelGraph
 from hf_fip.ensembles import Ensemble
+from hf_fip.ensembles.saved import EnsembleRecord, load_ensembles, measure_ensemble, save_ensemble
 from hf_fip.errors import InputError
 from hf_fip.geometry import MetricTensor, Spectrum, find_spectrum, save_spectrum
 from hf_fip.report import ensemble, spectrum
-from hf_fip.report.saved_ensembles import EnsembleRecord, load_ensembles, measure_ensemble, save_ensemble
 
 from .test_report import page_of
 

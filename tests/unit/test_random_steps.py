@@ -10,12 +10,11 @@ import torch
 from PIL import Image
 from transformers import set_seed
 
-from hf_fip import Ensemble, ModelGraph, Task, begin_graph
+from hf_fip import Diversification, Ensemble, ModelGraph, Task, begin_graph
 from hf_fip.errors import InputError
 from hf_fip.models import FiveLayerCNNConfig, FiveLayerCNNForImageClassification
 from hf_fip.models.embedded import grey_image_processor
 from hf_fip.objectives.random_steps import RandomSteps
-from hf_fip.operators.scattering import Scattering
 
 
 def network(seed: int = 0) -> FiveLayerCNNForImageClassification:
@@ -71,10 +70,17 @@ def test_a_length_that_is_no_share_is_refused(length):
         RandomSteps(length, points=[1])
 
 
+def test_a_random_step_beside_a_repulsion_is_refused():
+    with pytest.raises(InputError, match="repulsion=None"):
+        Diversification(random_step=0.6)
+    with pytest.raises(InputError, match="length=2"):
+        Diversification(repulsion=None, random_step=2)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A small network that has learned the digits of the demo."""
-    folder = tmp_path_factory.mktemp("scattering")
+    folder = tmp_path_factory.mktemp("random_steps")
     network().save_pretrained(folder / "fresh")
     grey_image_processor(8, 0.3, 0.38).save_pretrained(folder / "fresh")
     training = {"max_steps": 250, "batch_size": 32, "learning_rate": 5e-3, "save_strategy": "no", "disable_tqdm": True}
@@ -88,7 +94,9 @@ def base(tmp_path_factory):
 
 def test_points_lie_far_apart_and_answer_alike(base):
     training = {"learning_rate": 1e-2, "batch_size": 32, "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
-    operator = Scattering(path_points=3, steps=450, step_length=0.6, anchors=1000, training=training)
+    operator = Diversification(
+        repulsion=None, random_step=0.6, path_points=3, steps=450, anchors=1000, branch="random", training=training
+    )
     path = operator(base)
     accuracy = base.metrics["digits/accuracy"]
     assert accuracy > 0.85
@@ -97,7 +105,7 @@ def test_points_lie_far_apart_and_answer_alike(base):
     assert all(node.metrics["digits/accuracy"] > accuracy - 0.1 for node in path)
     # In shares of the outputs' variance: right after a step it is about a half.
     assert all(node.functional_distance["root"] < 0.03 for node in path)
-    assert path.end.protocol["random_steps"] == {"length": 0.6} and path.end.parameters["step_length"] == 0.6
+    assert path.end.protocol["random_steps"] == {"length": 0.6} and path.end.parameters["random_step"] == 0.6
     assert path.end.protocol["training_labels_used"] is False
     ensemble = Ensemble.from_nodes(path)
     assert ensemble.config.nodes == [node.id for node in path]

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_fip.errors import InputError
-from hf_fip.graph.files import write_text
-from hf_fip.graph.node import is_node_id
+from ..errors import InputError
+from ..graph.files import replace_text
+from ..graph.node import is_node_id
 
 
 if TYPE_CHECKING:
-    from hf_fip.ensembles import Ensemble
+    from . import Ensemble
 
 ENSEMBLES_FOLDER = "ensembles"
 FORMAT_VERSION = 1
@@ -99,7 +99,7 @@ def measure_ensemble(
     Raises:
         [`InputError`]: no batch, or an ensemble that does not know its nodes.
     """
-    from hf_fip.ensembles import (
+    from . import (
         expected_calibration_error,
         layer_diversity,
         mutual_information,
@@ -149,14 +149,8 @@ def save_ensemble(folder: str | os.PathLike[str], record: EnsembleRecord) -> Pat
         `Path`: The file.
     """
     path = Path(folder, ENSEMBLES_FOLDER, f"{record.name}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        data = {"format_version": FORMAT_VERSION, **asdict(record)}
-        write_text(unfinished, json.dumps(data, indent=1, allow_nan=False) + "\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    data = {"format_version": FORMAT_VERSION, **asdict(record)}
+    replace_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
     return path
 
 
