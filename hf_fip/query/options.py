@@ -24,7 +24,8 @@ def add_query_options(parser: argparse.ArgumentParser) -> None:
         "metric",
         default="perplexity",
         help="perplexity, accuracy, f1, precision, recall, matthews_correlation, functional_distance:NODE, "
-        "functional_distance:NODE:kl, or a metric of evaluate (default: perplexity)",
+        "functional_distance:NODE:kl, functional_distance:NODE:changed_predictions, or a metric of evaluate "
+        "(default: perplexity)",
     )
     option(
         "strategy",
