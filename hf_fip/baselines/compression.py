@@ -23,8 +23,8 @@ class TrainingPull(Pull):
     """
     [`Pull`] under which batch norms go on learning: in training steps they take the statistics of the batch, and their
     running statistics follow. Those of the network before its weights went to zero do not fit the one after: kept,
-    they cost a small ResNet-20 9 of 52 points of accuracy on CIFAR-10 at 95 % zeros (one seed). References and drift are taken in evaluation
-    mode all the same, and so is the restoration of a budget.
+    they cost a small ResNet-20 9 of 52 points of accuracy on CIFAR-10 at 95 % zeros (one seed). References and drift
+    are taken in evaluation mode all the same, and so is the restoration of a budget.
     """
 
     def begin_segment(self, model: nn.Module) -> None:
