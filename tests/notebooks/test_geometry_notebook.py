@@ -13,6 +13,7 @@ from hf_fip.geometry import load_spectra
 from tests.notebooks.test_notebooks import run
 
 
+@pytest.mark.slow
 def test_a_network_is_measured_stepped_and_walked(tmp_path: Path):
     printed = run("geometry_of_a_network.ipynb", tmp_path, os.environ, epochs=2)
     predicted, measured = map(float, re.search(r"([\d.e-]+) predicted, ([\d.e-]+) measured", printed).groups())

@@ -38,6 +38,7 @@ def test_the_quickstart_reaches_its_report(tmp_path: Path):
     assert "naive" in printed and "report.html" in printed
 
 
+@pytest.mark.slow
 def test_compression_and_learning_compose_in_both_orders(tmp_path: Path):
     printed = run("compress_then_learn_or_learn_then_compress.ipynb", tmp_path, os.environ, epochs=1)
     found = re.findall(r"'functional': ([\d.]+), 'changed': [\d.]+, 'euclidean': ([\d.]+)", printed)
@@ -48,6 +49,7 @@ def test_compression_and_learning_compose_in_both_orders(tmp_path: Path):
     assert len(both) == 5, "dense, and each sparsity in either order"
 
 
+@pytest.mark.slow
 def test_a_family_is_published_queried_by_somebody_else_and_deleted(tmp_path: Path):
     states: list[dict] = []
     with HubServer() as hub:

@@ -108,7 +108,7 @@ def test_points_lie_in_every_kind_of_set(projection, options, base):
     assert any(not torch.equal(found[name], start[name]) for name in found)
 
 
-@pytest.mark.parametrize("score", ["saliency", "second_order"])
+@pytest.mark.parametrize("score", ["saliency", "fisher", "second_order"])
 def test_other_scores_choose_other_weights(score, base):
     zeros = [
         {n: w == 0 for n, w in prunable_weights(compress(base, 0.7, steps=20, score=s).end.load_model()).items()}
@@ -323,7 +323,7 @@ class _StopAt(TrainerCallback):
 
 
 @pytest.mark.parametrize("stop", [2, 5, 8, 11], ids=["ramp", "frozen", "second ramp", "second frozen"])
-@pytest.mark.parametrize("score", ["magnitude", "saliency"])
+@pytest.mark.parametrize("score", ["magnitude", "saliency", "fisher"])
 def test_a_resumed_path_equals_an_uninterrupted_one(stop, score, tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 1, "distance_budget": 1e-4, "restoration_steps": 4}
 

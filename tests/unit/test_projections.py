@@ -13,7 +13,7 @@ from hf_fip.objectives.codes import CODES
 from hf_fip.objectives.projections import Projection, structured
 from hf_fip.objectives.prunable import prunable_weights
 from hf_fip.objectives.schedules import get_schedule, segments
-from hf_fip.objectives.scores import metric_diagonal
+from hf_fip.objectives.scores import get_score, metric_diagonal
 from hf_fip.objectives.selection import kth_smallest, smallest
 from hf_fip.storage import shrink
 from tests.testing_utils import BERT, classifier
@@ -191,6 +191,16 @@ def test_the_threshold_among_many_is_exact(seed, k, rounded, dtype):
     marked = smallest({"0": tensors[0], "1": tensors[1]}, k)
     assert sum(int(mask.sum()) for mask in marked.values()) == k
     assert max(t.abs()[m].max() for t, m in zip(tensors, marked.values(), strict=True) if m.any()) == threshold.value
+
+
+def test_the_fisher_score_is_the_weight_times_the_root_of_its_mean_squared_gradient():
+    score, weight = get_score("fisher"), torch.nn.Parameter(torch.tensor([[2.0, -1.0, 3.0]]))
+    assert score.values({"w": weight}) is None
+    for gradient in ([[1.0, 3.0, 0.0]], [[-2.0, 5.0, 0.0]]):
+        weight.grad = torch.tensor(gradient)
+        score.observe({"w": weight})
+    mean = 0.999 * torch.tensor([[1.0, 9.0, 0.0]]) + 0.001 * torch.tensor([[4.0, 25.0, 0.0]])
+    torch.testing.assert_close(score.values({"w": weight})["w"], weight.detach().abs() * mean.sqrt())
 
 
 def test_scores_decide_instead_of_magnitudes():
