@@ -52,18 +52,18 @@ class Saliency(Magnitude):
 
     @torch.no_grad()
     def observe(self, weights: Mapping[str, nn.Parameter]) -> None:
-        for name, weight in weights.items():
-            if weight.grad is None:
-                continue
-            now = self.of(weight.detach(), weight.grad)
-            if name in self.mean:
-                self.mean[name].lerp_(now, 1 - self.memory)
-            else:
-                self.mean[name] = now
+        seen = [name for name, weight in weights.items() if weight.grad is not None]
+        if not seen:
+            return
+        now = self.of([weights[name].detach() for name in seen], [weights[name].grad for name in seen])
+        if self.mean.keys() >= set(seen):
+            torch._foreach_lerp_([self.mean[name] for name in seen], now, 1 - self.memory)
+        else:
+            self.mean = {**dict(zip(seen, now, strict=True)), **self.mean}
 
-    def of(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """The score of this step."""
-        return (weight * gradient).abs_()
+    def of(self, weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """The scores of this step."""
+        return torch._foreach_abs(torch._foreach_mul(weights, gradients))
 
     def values(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         return self.mean if self.mean.keys() >= weights.keys() else None
@@ -77,16 +77,17 @@ class Saliency(Magnitude):
 
 class Fisher(Saliency):
     """
-    |w| · √E[(∂/∂w)²]: the root of the second-order change, with the diagonal of the empirical Fisher information of
-    what is minimised as a running mean over the steps (after Theis et al., 2018). Unlike
-    [`SecondOrder`] it follows the network along the path.
+    |w| · √E[(∂/∂w)²]: the root of the second-order change, with the mean square of the gradients of what is minimised,
+    the functional distance, in place of the curvature (after Theis et al., "Faster gaze prediction with dense networks
+    and Fisher pruning", 2018). A running mean over the steps: unlike [`SecondOrder`] it follows the network along the
+    path, and costs no pass of its own.
     """
 
     name = "fisher"
     memory = 0.999
 
-    def of(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        return gradient.square()
+    def of(self, weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        return torch._foreach_mul(gradients, gradients)
 
     def values(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         if not self.mean.keys() >= weights.keys():
@@ -102,8 +103,8 @@ class Movement(Saliency):
 
     name = "movement"
 
-    def of(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        return (weight * gradient).neg_()
+    def of(self, weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        return torch._foreach_neg(torch._foreach_mul(weights, gradients))
 
     def values(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         if not self.mean.keys() >= weights.keys():
