@@ -9,6 +9,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .config import FIPConfig
+    from .data.splits import class_splits
     from .ensembles import Ensemble
     from .errors import InputError
     from .graph import ModelGraph, Node
@@ -31,6 +32,7 @@ _HOMES = {
     "Task": "tasks",
     "Term": "terms",
     "begin_graph": "operators",
+    "class_splits": "data.splits",
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "Term",
     "__version__",
     "begin_graph",
+    "class_splits",
 ]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .cost import peak_memory_gib
 from .errors import InputError
 from .forward import base_model
 from .graph import ModelGraph, Node
@@ -63,6 +65,7 @@ class Origin:
         operator (`str`, *optional*, defaults to `"FIPTrainer"`): Name of the operator.
         parameters (`dict`, *optional*): The operator's parameters, as JSON.
         protocol (`dict`, *optional*): Label space, tasks, anchors: what a number needs beside it.
+        metrics (`dict`, *optional*): Metrics that the path cannot change, beside those measured at each point.
         root_only (`bool`, *optional*, defaults to `False`):
             Train first and record the result alone, as the root of a new graph.
         points (`tuple[int, ...]`, *optional*):
@@ -73,6 +76,7 @@ class Origin:
     operator: str = "FIPTrainer"
     parameters: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     root_only: bool = False
     points: tuple[int, ...] = ()
 
@@ -94,6 +98,7 @@ class PathRecorder:
         self.last_node: Node | None = origin.parent
         self.points: list[int] = []
         self._last_weights: list[torch.Tensor] | None = None
+        self._began, self._seconds_before = time.monotonic(), 0.0
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hf_fip-path")
         self._writing: Future | None = None
         # Called, from the writing thread, when a point is on disk.
@@ -163,6 +168,7 @@ class PathRecorder:
             "max_steps": trainer.state.max_steps or trainer.args.max_steps,
             "epochs": trainer.args.num_train_epochs,
             "processes": trainer.accelerator.num_processes,
+            "task_nodes": None if trainer.node_table is None else trainer.node_table.tolist(),
             "terms": [[type(term).__name__, term.name, term.weight] for term in trainer.terms],
             "data": [_digest(d) for d in (trainer.train_dataset, trainer.anchor_dataset, trainer.heldout_dataset)],
         }
@@ -233,16 +239,23 @@ class PathRecorder:
             protocol["budget"] = {**preservation.report(drift), **(restoration or {})}
             lengths = preservation.edge_lengths(drift)
         return {
-            "metrics": trainer.measure(),
+            "metrics": {**self.origin.metrics, **trainer.measure()},
             "functional_distance": lengths,
             "task": task_of(trainer.unwrapped),
             "protocol": protocol,
+            # Not in the protocol, which says what would be the same in another run.
+            "extra": {"cost": {"seconds": self._seconds, "peak_memory_gib": peak_memory_gib(trainer.args.device)}},
             "versions": {
                 "hf_fip": __version__,
                 "transformers": transformers.__version__,
                 "torch": torch.__version__,
             },
         }
+
+    @property
+    def _seconds(self) -> float:
+        """Wall-clock seconds since the path began, over all runs that it took."""
+        return self._seconds_before + time.monotonic() - self._began
 
     def _add(self, node: Node) -> None:
         """
@@ -341,6 +354,7 @@ class PathRecorder:
             "run": self.run,
             "last_node": None if self.last_node is None else self.last_node.id,
             "points": self.points,
+            "seconds": self._seconds,
             "terms": terms,
         }
         replace_text(checkpoint / STATE_FILE, json.dumps(state, indent=2) + "\n")
@@ -356,6 +370,7 @@ class PathRecorder:
             self.last_node = self.graph[state["last_node"]]
         self.points = state["points"]
         self.run = state["run"]
+        self._seconds_before = state.get("seconds", 0.0)
         saved = checkpoint / TERMS_FILE
         tensors = load_file(saved, device=str(self.trainer.args.device)) if saved.is_file() else {}
         for term in self.trainer.terms:
@@ -393,22 +408,6 @@ def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
             continue
         found.append((int(number), str(path)))
     return max(found)[1] if found else None
-
-
-def load_checkpoint_(model: nn.Module, folder: str | os.PathLike) -> bool:
-    """
-    Loads the weights of a checkpoint as `from_pretrained` does. The Trainer's own loader takes the tensor names in the
-    file as they are, but models whose names changed between versions (ViT, for one) are saved under the old ones: it
-    would leave their weights as they were, with only a warning.
-
-    Returns:
-        `bool`: whether the model is one that can be loaded so.
-    """
-    if not isinstance(model, PreTrainedModel):
-        return False
-    saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
-    model.load_state_dict(saved.state_dict())
-    return True
 
 
 @contextmanager

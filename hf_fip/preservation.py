@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -16,11 +16,13 @@ from .forward import OutputKind, base_model, function_mode_, logits_of
 from .functional.anchors import Anchors, anchor_batch
 from .functional.budget import Drift, predictions_changed
 from .functional.penalty import AnchorLabels, FunctionalDistance, mean_by_example
+from .functional.task_nodes import within
 from .starting_network import EXAMPLE_COLUMN, anchor_tasks
 from .terms import OutputBatch, Step, Term, total_loss
 
 
 if TYPE_CHECKING:
+    from .graph import Node
     from .trainer import FIPTrainer
 
 logger = logging.get_logger(__name__)
@@ -48,11 +50,19 @@ class Preservation:
         self.distance: FunctionalDistance | None = None
         if self.anchors is None:
             return
-        self.anchor_tasks = anchor_tasks(trainer.anchor_dataset)
         self._check_inputs()
         self.refer()
-        distance = self.args.distance
         reference = self.anchors.all_reference
+        affordable = EDGE_VALUES * len(self.anchors) // reference.numel()
+        self._edge_indices = range(max(1, min(len(self.anchors), affordable)))
+        self.last_point = self.anchors.reference(self._edge_indices).float()
+        self.root: Tensor | None = self.last_point
+        # Tables [tasks, outputs] of the nodes that answer for a task: of the network, and of the reference.
+        self._nodes: Tensor | None = trainer.node_table
+        self._reference_nodes = self._nodes
+        if trainer.references:
+            self._refer_to(trainer.references)
+        distance = self.args.distance
         unit = float(distance.scale(reference))
         if not unit > 0:
             raise InputError(
@@ -60,10 +70,6 @@ class Preservation:
                 "unit; use more and different anchors (at least 2)"
             )
         self.distance = FunctionalDistance(distance, unit=unit, weight=self.args.distance_weight)
-        affordable = EDGE_VALUES * len(self.anchors) // reference.numel()
-        self._edge_indices = range(max(1, min(len(self.anchors), affordable)))
-        self.last_point = self.anchors.reference(self._edge_indices).float()
-        self.root: Tensor | None = self.last_point
 
     def terms(self) -> list[Term]:
         """The terms that keep the function."""
@@ -99,7 +105,8 @@ class Preservation:
             example_index=example_index,
             examples=len(indices),
             share=share,
-            tasks=[self.anchor_tasks[i] for i in indices],
+            tasks=[self.anchors.tasks[i] for i in indices],
+            nodes=_rows_of(self._nodes, self.anchors, indices, rows.device),
         )
 
     # ---- References and drift ----------------------------------------------------------------------------------
@@ -111,6 +118,29 @@ class Preservation:
         for anchors in filter(None, (self.anchors, self.heldout)):
             outputs = torch.cat(self._gather([rows for _, rows, _ in self._outputs(anchors, check_size=True)]))
             anchors.remember(outputs, dtype=dtype, pin=pin)
+
+    def _refer_to(self, nodes: Sequence[Node]) -> None:
+        """
+        On each task's inputs, the first outputs of the reference become those of the node that had just learned it;
+        what its head did not have yet stays that of the path's start.
+        """
+        if self.trainer.kind is not OutputKind.EXAMPLE:
+            raise InputError(
+                f"reference='learned' needs one output row per example, but a {type(self.trainer.unwrapped).__name__} "
+                f"has {self.trainer.kind.value}; use reference='origin'"
+            )
+        width = self.anchors.all_reference.shape[-1]
+        table = torch.zeros(len(nodes), width, dtype=torch.bool)
+        for number, node in enumerate(nodes):
+            model = node.load_model().to(self.args.device)
+            for anchors in filter(None, (self.anchors, self.heldout)):
+                indices = [i for i, task in enumerate(anchors.tasks) if task == number]
+                rows = self._gather([rows for _, rows, _ in self._outputs(anchors, indices=indices, model=model)])
+                if rows:
+                    outputs = torch.cat(rows)
+                    anchors.amend(indices, outputs)
+                    table[number, : outputs.shape[-1]] = True
+        self._reference_nodes = table if self._nodes is None else table & self._nodes[: len(nodes)]
 
     def drift(self, anchors: Anchors) -> Drift:
         """How far the current network's outputs on `anchors` are from the reference."""
@@ -125,7 +155,10 @@ class Preservation:
             reference = anchors.reference(indices).float()
             batch = OutputBatch(rows, example_index=example_index, examples=len(indices))
             distances.append(self.distance.per_example(rows, reference, batch))
-            differs = predictions_changed(rows, reference)
+            differs = predictions_changed(
+                within(rows, _rows_of(self._nodes, anchors, indices)),
+                within(reference, _rows_of(self._reference_nodes, anchors, indices)),
+            )
             if differs is not None and example_index is not None:
                 differs = mean_by_example(differs.float(), batch)
             changed.append(differs)
@@ -137,6 +170,7 @@ class Preservation:
             distances=torch.cat(distances),
             changed=None if changed[0] is None else torch.cat(changed),
             outputs=torch.cat(kept) if kept else None,
+            tasks=anchors.tasks,
         )
 
     @torch.no_grad()
@@ -144,20 +178,21 @@ class Preservation:
         self,
         anchors: Anchors,
         *,
-        indices: range | None = None,
+        indices: Sequence[int] | None = None,
         model: nn.Module | None = None,
         check_size: bool = False,
-    ) -> Iterator[tuple[range, Tensor, Tensor | None]]:
+    ) -> Iterator[tuple[Sequence[int], Tensor, Tensor | None]]:
         """Outputs of the current network (or `model`) in this process's share of the anchors, batch by batch."""
         trainer = self.trainer
         model = model or (trainer.model_wrapped if trainer.is_fsdp_enabled else trainer.unwrapped)
         was_training = model.training
         function_mode_(trainer.accelerator.unwrap_model(model))
-        number = len(anchors if indices is None else indices)
+        chosen = range(len(anchors)) if indices is None else indices
+        number = len(chosen)
         processes, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
         first, last = rank * number // processes, (rank + 1) * number // processes
         for start in range(first, last, self.args.eval_batch_size):
-            indices = range(start, min(start + self.args.eval_batch_size, last))
+            indices = chosen[start : min(start + self.args.eval_batch_size, last)]
             with trainer.accelerator.autocast():
                 logits = logits_of(model(**trainer.to_device(anchors.inputs(indices))))
             if check_size and start == first:
@@ -248,7 +283,7 @@ class Preservation:
         budget = self.args.budget
         report: dict[str, Any] = {
             "asked": {"distance": budget.distance, "disagreement": budget.disagreement},
-            "anchors": drift.to_dict(),
+            "anchors": {**drift.to_dict(), "distance_by_task": drift.distance_by_task},
         }
         if self.heldout is not None:
             certificates = self.drift(self.heldout).certificates(budget)
@@ -272,6 +307,7 @@ class Preservation:
             )
         if len(dataset) == 0:
             raise InputError(f"{name} is empty; pass the inputs on which the function has to be kept")
+        tasks = anchor_tasks(dataset)
         if isinstance(dataset, datasets.Dataset):
             self._check_columns(dataset, name)
             dataset, collate = trainer._remove_unused_columns(dataset, description=name), trainer.data_collator
@@ -287,6 +323,7 @@ class Preservation:
             max_positions=self.args.anchor_positions,
             seed=trainer.data_seed,
             name=name,
+            tasks=tasks,
         )
 
     def _check_columns(self, dataset: datasets.Dataset, name: str) -> None:
@@ -327,6 +364,13 @@ class _First:
 
     def __getitem__(self, index: int):
         return self.dataset[index]
+
+
+def _rows_of(
+    table: Tensor | None, anchors: Anchors, indices: Sequence[int], device: torch.device | str = "cpu"
+) -> Tensor | None:
+    """The table's rows for the tasks of these anchors."""
+    return None if table is None else table[[anchors.tasks[i] for i in indices]].to(device, non_blocking=True)
 
 
 def _words(drift: Drift) -> str:

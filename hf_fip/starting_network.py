@@ -61,7 +61,7 @@ class StartingNetwork:
     def __init__(self, trainer: FIPTrainer):
         self.trainer = trainer
         self.model: nn.Module = trainer.unwrapped
-        self.anchor_tasks = [] if trainer.preservation.anchors is None else trainer.preservation.anchor_tasks
+        self.anchor_tasks = [] if trainer.preservation.anchors is None else trainer.preservation.anchors.tasks
         wanted = any(term.uses_task_reference for term in trainer.terms)
         self._task_outputs = self._outputs_on_task() if wanted else None
 

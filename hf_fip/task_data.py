@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from datasets import Dataset, concatenate_datasets
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
 from .data.augment import shifted_copies
+from .data.causal import NextTokenCollator, next_token_likelihoods, next_token_rows
 from .data.masking import MaskingCollator, likelihoods, masked_once, perplexity
+from .data.memory import remembered_rows
 from .data.sampling import stratified_indices
 from .errors import InputError
 from .starting_network import TASK_COLUMN
-from .tasks import Task, features
+from .tasks import LANGUAGE_MODELLING, Task, features
 
 
 # Inputs of each old task, unseen in training, on which the budget is certified.
@@ -22,19 +25,50 @@ RUNNER_UP_ANCHORS = 256
 
 
 class TaskData:
-    """Tasks as data sets of model inputs."""
+    """
+    Tasks as data sets of model inputs.
 
-    def __init__(self, processor, data_root: str | None, seed: int, max_length: int | None):
+    Args:
+        processor (`Any`): The network's tokenizer or image processor.
+        data_root (`str`, *optional*): Local folder with the data sets, instead of the Hub.
+        seed (`int`): Of all that is drawn.
+        max_length (`int`, *optional*): Tokens kept of a text.
+        made (`dict`, *optional*):
+            Data sets made already, which are taken from there and added to: those of the earlier tasks of a stream
+            are the same for each further task.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        data_root: str | None,
+        seed: int,
+        max_length: int | None,
+        made: dict[str, Dataset] | None = None,
+    ):
         self.processor = processor
         self.data_root = data_root
         self.seed = seed
         self.max_length = max_length
+        self._made = {} if made is None else made
 
-    def features(self, task: Task, space: list[int], split: str, rows: Dataset | None = None) -> Dataset:
+    def features(self, task: Task, space: list[int], split: str) -> Dataset:
         """Model inputs and labels, the labels being the task's output nodes."""
-        rows = task.load(split, self.data_root, self.seed) if rows is None else rows
-        if task.kind == "fill-mask":
-            return features(rows, self.processor, max_length=self.max_length)
+        return self._once(("features", task, space, split), lambda: self._inputs(task, space, self._rows(task, split)))
+
+    def _rows(self, task: Task, split: str) -> Dataset:
+        return self._once(("rows", task, split), lambda: task.load(split, self.data_root, self.seed))
+
+    def _once(self, what: tuple, make: Callable[[], Dataset]) -> Dataset:
+        key = repr(what)
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _inputs(self, task: Task, space: list[int], rows: Dataset) -> Dataset:
+        if task.kind in LANGUAGE_MODELLING:
+            tokens = features(rows, self.processor, max_length=self.max_length)
+            return next_token_rows(tokens) if task.kind == "text-generation" else tokens
         if "label" in rows.column_names and space != list(range(space[0], space[0] + len(space))):
             names = rows.features["label"].names
             order = [names[space.index(node)] for node in sorted(space)]
@@ -44,8 +78,16 @@ class TaskData:
     def evaluation(self, tasks: list[Task], spaces: dict) -> dict[str, Any]:
         """Arguments of a trainer: the test rows of the tasks, and how batches are made and measured."""
         rows = {task.name: self.features(task, spaces[task.name], "test") for task in tasks}
-        if kind_of(tasks) == "classification":
+        kind = kind_of(tasks)
+        if kind == "classification":
             return {"eval_dataset": rows}
+        if kind == "text-generation":
+            return {
+                "eval_dataset": rows,
+                "data_collator": NextTokenCollator(self.processor),
+                "preprocess_logits_for_metrics": next_token_likelihoods,
+                "compute_metrics": perplexity,
+            }
         return {
             "eval_dataset": {name: masked_once(test, self.processor, seed=self.seed) for name, test in rows.items()},
             "data_collator": MaskingCollator(self.processor),
@@ -54,26 +96,45 @@ class TaskData:
         }
 
     def anchors(
-        self, tasks: list[Task], spaces: dict, number: int, labelled: bool, shift: int
+        self, tasks: list[Task], spaces: dict, number: int, labelled: bool, shift: int, memory: str = "even"
     ) -> tuple[Dataset, Dataset]:
         """Training inputs of the tasks as anchors, and inputs of their test splits to certify on."""
         drawn, unseen = [], []
-        for index, task in enumerate(tasks):
-            share = number // len(tasks) + (index < number % len(tasks))
-            rows = self._sample(task, spaces[task.name], "train", share, labelled, shift)
-            drawn.append(rows.add_column(TASK_COLUMN, [index] * len(rows)))
-            unseen.append(self._sample(task, spaces[task.name], "test", HELD_OUT, False))
+        training = [self._rows(task, "train") for task in tasks]
+        labels = [_labels(task, rows, memory) for task, rows in zip(tasks, training, strict=True)]
+        chosen = remembered_rows(memory, labels, number, self.seed)
+        for index, (task, rows, kept) in enumerate(zip(tasks, training, chosen, strict=True)):
+            if len(kept):
+                drawn.append(self._anchors(task, spaces[task.name], index, rows.select(kept), labelled, shift))
+            unseen.append(self._held_out(task, spaces[task.name], index))
         return concatenate_datasets(drawn), concatenate_datasets(unseen)
 
-    def _sample(self, task: Task, space: list[int], split: str, size: int, labelled: bool, shift: int = 0) -> Dataset:
-        rows = task.load(split, self.data_root, self.seed)
-        # Drawn without a look at the labels: unlabelled data have none.
-        rows = rows.select(stratified_indices([0] * len(rows), size, self.seed))
+    def _held_out(self, task: Task, space: list[int], index: int) -> Dataset:
+        def draw() -> Dataset:
+            rows = self._rows(task, "test")
+            rows = rows.select(stratified_indices([0] * len(rows), HELD_OUT, self.seed))
+            return self._anchors(task, space, index, rows, labelled=False)
+
+        return self._once(("held out", task, space, index), draw)
+
+    def _anchors(
+        self, task: Task, space: list[int], index: int, rows: Dataset, labelled: bool, shift: int = 0
+    ) -> Dataset:
         if not labelled and "label" in rows.column_names:
             rows = rows.remove_columns("label")
         if shift:
             rows = shifted_copies(rows, shift, seed=self.seed)
-        return self.features(task, space, split, rows)
+        inputs = self._inputs(task, space, rows)
+        return inputs.add_column(TASK_COLUMN, [index] * len(inputs))
+
+
+def _labels(task: Task, rows: Dataset, memory: str) -> Sequence[int]:
+    """The rows' labels where the choice of anchors looks at them."""
+    if memory != "class_balanced":
+        return range(len(rows))
+    if "label" not in rows.column_names:
+        raise InputError(f"anchor_memory='class_balanced' needs labels, which task {task.name!r} has not; use 'even'")
+    return rows["label"][:]
 
 
 def kind_of(tasks: list[Task]) -> str:

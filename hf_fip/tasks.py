@@ -16,7 +16,9 @@ from .errors import InputError
 __all__ = ["Task", "digest", "features", "resolve_dataset"]
 
 
-KINDS = ("classification", "fill-mask")
+# Of the texts themselves, whatever labels they have.
+LANGUAGE_MODELLING = ("fill-mask", "text-generation")
+KINDS = ("classification", *LANGUAGE_MODELLING)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Task:
         max_train (`int`, *optional*): largest number of training rows, each class with its share.
         max_test (`int`, *optional*): largest number of test rows.
         kind (`str`, *optional*, defaults to `"classification"`):
-            `"classification"`, or `"fill-mask"`: masked language modelling of the texts, whatever labels they have.
+            `"classification"`; `"fill-mask"` or `"text-generation"`: masked or causal language modelling of the texts,
+            whatever labels they have. Longer texts are cut at `max_length` tokens, shorter ones are not packed.
 
     Raises:
         [`InputError`]: a value is of the wrong kind.
@@ -135,14 +138,14 @@ class Task:
         labels = None if column is None else row_labels(rows, column)
         if labels is not None and all(label is None for label in labels):
             labels = None
-        if self.kind == "fill-mask":
+        if self.kind in LANGUAGE_MODELLING:
             labels = None
         loaded = rows.select_columns([source]).rename_columns({source: modality} if source != modality else {})
         if labels is None:
             if self.classes is not None:
                 raise InputError(f"classes={self.classes!r} of task {self.name!r}: its data set has no labels.")
             numbers = np.zeros(len(rows), dtype=np.int64)
-            if self.kind == "fill-mask":
+            if self.kind in LANGUAGE_MODELLING:
                 # Corpora come in lines, and some of them are empty.
                 numbers[[not text.strip() for text in loaded[modality]]] = -1
         else:

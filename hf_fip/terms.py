@@ -39,6 +39,9 @@ class OutputBatch:
             all processes: see [`~OutputBatch.mean`].
         tasks (list of `int`, *optional*):
             Which earlier task each example is of, 0 for the first that was learned (anchors only).
+        nodes (`torch.Tensor`, *optional*):
+            `[rows, outputs]`, `bool`: the output nodes of each row's task, where the task of an input is known
+            (anchors only).
     """
 
     outputs: Tensor
@@ -48,6 +51,7 @@ class OutputBatch:
     examples: int = 0
     share: float | Tensor = 1.0
     tasks: list[int] | None = None
+    nodes: Tensor | None = None
 
     def mean(self, values: Tensor) -> Tensor:
         """

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, EvalPrediction, Trainer, TrainerCallback
+from transformers import DataCollatorWithPadding, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .batches import EmptySteps, SeededByContent
+from .callbacks import RecordPoints
 from .config import FIPConfig
 from .errors import InputError
 from .forward import OutputKind, base_model, count_labels, function_mode_, label_losses, logits_of, output_kind
 from .functional.anchors import join_inputs
-from .graph import ModelGraph
-from .models.loading import load_model
+from .functional.task_nodes import accuracy, node_table, task_loss_within
+from .graph import ModelGraph, Node
+from .models.loading import load_checkpoint_, load_model
 from .objectives import TaskLoss
-from .path import Origin, PathRecorder, last_complete_checkpoint, load_checkpoint_
+from .path import Origin, PathRecorder, last_complete_checkpoint
 from .preservation import Preservation
 from .starting_network import EXAMPLE_COLUMN, StartingNetwork, number_examples_
 from .term_log import TermLog, check_finite
@@ -68,6 +71,11 @@ class FIPTrainer(Trainer):
             The graph that receives the path; defaults to the one in `args.graph_dir`.
         origin (`Origin`, *optional*):
             Where the path belongs in the graph. By default the starting model becomes its root.
+        task_nodes (sequence of sequences of `int`, *optional*):
+            The output nodes of each task, oldest first, where the task of an input is known (task-incremental):
+            losses of labels, predictions and accuracy are taken within an input's task. See `fip_task` of anchors.
+        references (sequence of `Node`, *optional*):
+            For each earlier task the node whose outputs are kept on its anchors; by default those of the path's start.
 
     Raises:
         [`InputError`]: for arguments that cannot work, before training starts.
@@ -105,6 +113,8 @@ class FIPTrainer(Trainer):
         preserve: bool = True,
         graph: ModelGraph | None = None,
         origin: Origin | None = None,
+        task_nodes: Sequence[Sequence[int]] | None = None,
+        references: Sequence[Node] = (),
         **kwargs: Any,
     ):
         args = FIPConfig("trainer_output") if args is None else args
@@ -117,6 +127,8 @@ class FIPTrainer(Trainer):
         self.anchor_dataset = anchor_dataset
         self.heldout_dataset = heldout_dataset
         self.preserve = preserve
+        self.references = tuple(references)
+        self.node_table: Tensor | None = None
         self.terms: list[Term] = []
         self.path: PathRecorder | None = None
         self.preservation: Preservation | None = None
@@ -141,9 +153,15 @@ class FIPTrainer(Trainer):
             )
         if any(term.uses_task_reference for term in terms):
             number_examples_(self)
+        if task_nodes is not None:
+            if not self._is_classifier:
+                raise InputError(f"task_nodes: a {type(self.unwrapped).__name__} is no classifier of single labels")
+            self.node_table = node_table(task_nodes, base_model(self.unwrapped).config.num_labels)
+            within_task = task_loss_within(self.node_table, smoothing=args.label_smoothing_factor)
+            self.compute_loss_func = self.compute_loss_func or within_task
         if self.compute_metrics is None and self._is_classifier:
-            self.compute_metrics = accuracy
-        self.add_callback(_RecordPoints(self))
+            self.compute_metrics = partial(accuracy, table=self.node_table)
+        self.add_callback(RecordPoints(self))
         if args.push_path_to_hub:
             from .hub.training import PublishPath
 
@@ -409,36 +427,3 @@ class FIPTrainer(Trainer):
                 if key not in SPEED_METRICS:
                     found[key if name is None else f"{name}/{key}"] = float(value)
         return found
-
-
-class _RecordPoints(TrainerCallback):
-    """Tells the recorder when the trainer has arrived at a path point."""
-
-    def __init__(self, trainer: FIPTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.trainer.path is None:
-            self.trainer._begin_path(None)
-        # Only now a resumed run knows how many steps were done.
-        self.trainer.term_log = TermLog(self.trainer.accelerator, self.trainer.terms, state.global_step)
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.change_weights(state.global_step + 1)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer.path.due():
-            self.trainer.path.record()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        # A callback may have stopped the run early: its end is a point too.
-        path = self.trainer.path
-        if state.global_step > 0 and (not path.points or path.points[-1] < state.global_step):
-            path.record()
-        path.finish()
-
-
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of correct predictions: what classification is evaluated by unless `compute_metrics` is given."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return {"accuracy": float((logits.argmax(-1) == prediction.label_ids).mean())}

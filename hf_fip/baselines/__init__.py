@@ -1,6 +1,6 @@
 """
 What the functionally invariant path is compared with. Every method runs in [`FIPTrainer`] on the same batches, the
-same anchors and the same number of steps; it differs from the path in the terms alone.
+same anchors and the same number of steps; it differs from the path in the terms, and `lora` in what is trained.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from ..errors import InputError
 from ..functional.penalty import AnchorLabels
 from ..terms import Term
 from .distillation import LearningWithoutForgetting
+from .lora import fresh_adapter
 from .projection import GEM, AveragedGEM
 from .regularization import L2, ElasticWeightConsolidation, OnlineEWC
 
@@ -30,6 +33,12 @@ class Method:
         terms (`Callable`):
             Makes its further terms. Its keyword arguments are what can be tuned; the defaults did best in the grid
             that docs/measurements.md prints.
+        prepare (`Callable`, *optional*):
+            What the network becomes before the path, its head already grown. Its keyword arguments can be tuned too.
+        own_weights (`bool`):
+            Whether each task has weights of its own, beside those of the start, which stay as they are. Which ones an
+            input needs has to be known, so results compare to those of others with the task given. Earlier tasks are
+            not measured again: their metrics are those of the node the path starts from.
         arguments (`dict`): [`FIPConfig`] fields it sets, unless the user did.
     """
 
@@ -38,6 +47,8 @@ class Method:
     uses_labels: bool = False
     all_data: bool = False
     terms: Callable[..., list[Term]] = list
+    prepare: Callable[..., nn.Module] | None = None
+    own_weights: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,6 +106,11 @@ METHODS = {
         "function distance regularization: norm of the difference of probabilities (Benjamin et al., 2019)",
         preserve=True,
         arguments={"functional_distance": "fdr", "beta": 0.1},
+    ),
+    "lora": Method(
+        "one low-rank adapter per task on the frozen base; the task is given at test (Hu et al., 2022)",
+        prepare=fresh_adapter,
+        own_weights=True,
     ),
     "bhattacharyya": Method(
         "the distance of the paper's public code, with the best of the weights tried",

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError
 from ..models.heads import output_head
+from ..models.loading import task_of
+from ..tasks import LANGUAGE_MODELLING
+
+
+ADAPTED = (nn.Linear, nn.Conv2d, Conv1D)
 
 
 def fresh_adapter(model: PreTrainedModel | PeftModel, *, rank: int = 8, alpha: int = 16) -> PeftModel:
     """
-    Low-rank adapters (Hu et al., "LoRA", 2022) on every linear and convolutional layer of a classifier, whose weights
-    are frozen, and a copy of the output head that is trained with them. An adapter `default` that the model has is
-    taken off first: each task gets its own, on the same base.
+    Low-rank adapters (Hu et al., "LoRA", 2022) on every linear and convolutional layer of a network, whose weights are
+    frozen. A copy of a classifier's output head is trained with them; a language model's head is left alone. An
+    adapter `default` that the model has is taken off first: each task gets its own, on the same base.
 
     The base alone, as before, is `model.disable_adapter()`. Which adapter an input needs has to be known: results are
     comparable only to those of other methods with the task given.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
-            The classifier, its head already grown. It has to be saved under `model.name_or_path`, where a recorded
-            adapter looks for its base.
+            A classifier, its head already grown, or a language model. It has to be saved under `model.name_or_path`,
+            where a recorded adapter looks for its base.
         rank (`int`, *optional*, defaults to 8): r of the paper.
         alpha (`int`, *optional*, defaults to 16): α of the paper; updates are scaled by α / r.
 
@@ -41,11 +47,20 @@ def fresh_adapter(model: PreTrainedModel | PeftModel, *, rank: int = 8, alpha: i
                 # `unload` would leave the head that was trained with the adapter.
                 module.modules_to_save["default"].load_state_dict(module.original_module.state_dict())
         model = model.unload()
-    head = output_head(model)
-    layers = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d) and name != head
-    ]
+    task = task_of(model)
+    head = None if task in LANGUAGE_MODELLING else output_head(model)
+    last = model.get_output_embeddings() if head is None else model.get_submodule(head)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, ADAPTED) and m is not last}
     if not layers:
-        raise InputError(f"model={type(model).__name__} has no linear or convolutional layer before its head {head!r}")
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, modules_to_save=[head])
+        before = "its output embeddings" if head is None else f"its head {head!r}"
+        raise InputError(f"model={type(model).__name__} has no linear or convolutional layer before {before}")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(layers),
+        modules_to_save=None if head is None else [head],
+        task_type=TaskType.CAUSAL_LM if task == "text-generation" else None,
+        # GPT-2 keeps its linear layers' weights transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in layers.values()),
+    )
     return get_peft_model(model, config)

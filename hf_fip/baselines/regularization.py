@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..functional.penalty import mean_by_example
+from ..functional.task_nodes import within
 from ..models.heads import output_head
 from ..terms import OutputBatch, PathStart, Term
 
@@ -202,7 +203,7 @@ def _drawn_log_likelihoods(batch: OutputBatch, draws: int, generator: torch.Gene
     """
     if batch.outputs.ndim < 2 or batch.outputs.shape[-1] < 2:
         raise InputError("the Fisher information is taken of class probabilities, but the model has a single output")
-    log_p = batch.outputs.float().log_softmax(dim=-1)
+    log_p = within(batch.outputs.float(), batch.nodes).log_softmax(dim=-1)
     p = log_p.detach().double().cpu().exp()
     squares = 1 - 2 * p + p.square().sum(dim=-1, keepdim=True)
     proposal = (p * squares).clamp(min=torch.finfo(torch.float64).tiny)

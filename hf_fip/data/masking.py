@@ -73,7 +73,7 @@ def likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
         labels (`torch.Tensor`): `[batch, tokens]`, -100 where nothing is to be predicted.
 
     Returns:
-        `torch.Tensor`: `[batch, 2]`: negative log-likelihood (nats) of the hidden tokens, and their number.
+        `torch.Tensor`: `[batch, 2]`: negative log-likelihood (nats) of the labelled tokens, and their number.
     """
     rows = logits.flatten(0, 1).float()
     losses = cross_entropy(rows, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none").view_as(labels)
@@ -81,6 +81,6 @@ def likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def perplexity(prediction: EvalPrediction) -> dict[str, float]:
-    """exp(negative log-likelihood per hidden token) from the sums that [`likelihoods`] made; our definition."""
+    """exp(negative log-likelihood per scored token) from the sums that [`likelihoods`] made; our definition."""
     total, tokens = prediction.predictions.astype("float64").sum(0)
     return {"perplexity": float(torch.tensor(total / tokens).exp()) if tokens else float("nan")}

@@ -125,6 +125,8 @@ class Anchors:
             Fixes masks, augmentation and the drawn positions; example i depends on (seed, i) alone.
         name (`str`, *optional*, defaults to `"anchor_dataset"`):
             How errors call the data set.
+        tasks (sequence of `int`, *optional*):
+            Which earlier task each example is of, 0 for the first that was learned; one task by default.
     """
 
     def __init__(
@@ -139,8 +141,10 @@ class Anchors:
         max_positions: int | None = None,
         seed: int = 0,
         name: str = "anchor_dataset",
+        tasks: Sequence[int] | None = None,
     ):
         self.name = name
+        self.tasks = [0] * len(dataset) if tasks is None else list(tasks)
         self.padding = {"labels": IGNORED_LABEL, **(padding or {})}
         examples = list(_collate_each(dataset, collate, seed))
         labels = [example.pop("labels", None) for example in examples]
@@ -254,6 +258,17 @@ class Anchors:
         if self.positions is not None:
             counts = [len(positions) for positions in self.positions]
             self._row_starts = np.cumsum([0, *counts]).tolist()
+
+    def amend(self, indices: Sequence[int], reference: Tensor) -> None:
+        """
+        Exchanges the first outputs of some of the reference's rows, for models with one row per example.
+
+        Args:
+            indices (sequence of `int`): Which anchors.
+            reference (`torch.Tensor`): `[indices, outputs]`, with as many outputs as are to be exchanged.
+        """
+        rows = torch.as_tensor(indices, dtype=torch.long)
+        self.all_reference[rows, : reference.shape[-1]] = reference.detach().to("cpu", self.all_reference.dtype)
 
     def check_size(self, outputs_per_row: int, *, bytes_per_value: int, limit_gb: float) -> None:
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,11 +83,13 @@ class Drift:
             Per example, whether its prediction changed (`bool`), or the share of its predictions that did where it has
             several; `None` for regression.
         outputs (`torch.Tensor`, *optional*): The outputs themselves, on the first of the inputs, where kept.
+        tasks (sequence of `int`, *optional*): Which earlier task each example is of.
     """
 
     distances: Tensor
     changed: Tensor | None
     outputs: Tensor | None = None
+    tasks: Sequence[int] = ()
 
     @property
     def distance(self) -> float:
@@ -97,6 +100,13 @@ class Drift:
     def disagreement(self) -> float | None:
         """Share of changed predictions."""
         return None if self.changed is None else self.changed.float().mean().item()
+
+    @property
+    def distance_by_task(self) -> list[float | None]:
+        """Mean distance on each earlier task's examples, oldest task first; `None` for a task without any."""
+        tasks = torch.tensor(self.tasks, dtype=torch.long)
+        found = [self.distances[tasks == task] for task in range(1 + max(self.tasks, default=-1))]
+        return [distances.mean().item() if len(distances) else None for distances in found]
 
     def to_dict(self) -> dict:
         """Numbers for a node's record."""

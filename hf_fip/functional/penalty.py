@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from ..errors import InputError
 from ..terms import OutputBatch, Step, Term
 from .distances import Distance
+from .task_nodes import within
 
 
 class FunctionalDistance(Term):
@@ -67,14 +68,14 @@ class AnchorLabels(Term):
 
 def anchor_label_losses(anchors: OutputBatch) -> Tensor:
     """
-    Cross-entropy of each anchor's labels, `[examples]`, in float32.
+    Cross-entropy of each anchor's labels, `[examples]`, in float32; over the nodes of its task, where that is known.
 
     Raises:
         [`InputError`]: the anchors have no labels.
     """
     if anchors.labels is None:
         raise InputError("anchor_dataset has no labels, which this method replays; add a label column to it")
-    losses = cross_entropy(anchors.outputs.float(), anchors.labels, reduction="none")
+    losses = cross_entropy(within(anchors.outputs.float(), anchors.nodes), anchors.labels, reduction="none")
     return losses if anchors.example_index is None else mean_by_example(losses, anchors)
 
 

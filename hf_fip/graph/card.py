@@ -24,6 +24,8 @@ def node_card(node: Node) -> str:
     rows = [f"| {name} | {value:.4g} |" for name, value in measured(node).items()]
     if rows:
         lines += ["| Measured | Value |", "|---|---|", *rows, ""]
+    if scenario := scenario_sentence(node):
+        lines += [scenario, ""]
     for message in certificates(node):
         lines += [f"Held-out inputs: {message}", ""]
     return "\n".join(lines)
@@ -52,6 +54,15 @@ def measured(node: Node) -> dict[str, float]:
         **node.metrics,
     }
     return {name: value for name, value in facts.items() if value is not None and math.isfinite(value)}
+
+
+def scenario_sentence(node: Node) -> str:
+    """In which scenario of continual learning the tasks' metrics were measured; empty for a node of one task."""
+    scenario = node.protocol.get("scenario")
+    if not isinstance(scenario, str):
+        return ""
+    given = "" if node.protocol.get("task_id_at_test") else "not "
+    return f"Scenario: {scenario}; the task of an input is {given}given where metrics are measured."
 
 
 def certificates(node: Node) -> list[str]:

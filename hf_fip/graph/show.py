@@ -136,4 +136,9 @@ def _note(graph: Family) -> str:
         ", ".join(plain_text(distance[key]) for key in ("name", "unit") if distance.get(key)) for distance in named
     )
     kinds.pop("", None)
-    return f"functional: distance to the root ({'; '.join(kinds)})" if kinds else ""
+    notes = [f"functional: distance to the root ({'; '.join(kinds)})"] if kinds else []
+    scenarios: dict[str, list[str]] = {}
+    for branch, end in graph.endpoints.items():
+        if scenario := graph.nodes[end].protocol.get("scenario"):
+            scenarios.setdefault(plain_text(scenario), []).append(plain_text(branch))
+    return "\n".join([*notes, *(f"{scenario}: {', '.join(names)}" for scenario, names in scenarios.items())])

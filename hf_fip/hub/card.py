@@ -219,7 +219,12 @@ def _fip_block(node: Node, lineage: list[Node], context: CardContext) -> dict[st
         "sparsity": node.sparsity,
         "functional_distance": node.functional_distance,
         "euclidean_distance": node.euclidean_distance,
-        "protocol": {"tasks": names or None, "seed": protocol.get("seed"), "method": protocol.get("method")},
+        "protocol": {
+            "tasks": names or None,
+            "scenario": protocol.get("scenario"),
+            "seed": protocol.get("seed"),
+            "method": protocol.get("method"),
+        },
         "versions": node.versions,
     }
     return _without_empty(block)

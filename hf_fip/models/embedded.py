@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 from huggingface_hub import constants
-from transformers import ViTConfig, ViTForImageClassification
+from tokenizers import processors
+from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.utils import logging
 
 from ..errors import InputError
 from .cnn import FiveLayerCNNConfig, FiveLayerCNNForImageClassification
 from .lenet import LeNet300100Config, LeNet300100ForImageClassification
-from .pretraining import complete_folder, pretrain_masked_lm
+from .pretraining import complete_folder, pretrain_masked_lm, train_tokenizer
 from .resnet import CifarResNetConfig, CifarResNetForImageClassification
 from .vgg import CifarVGGConfig, CifarVGGForImageClassification
 
@@ -59,6 +60,14 @@ BERT_MINI = {
     "seq_length": 128,
     "batch_size": 16,
 }
+GPT2_DEMO = {
+    "vocab_size": 2000,
+    "config": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 96, "initializer_range": 0.05},
+}
+GPT2_MINI = {
+    "vocab_size": 4000,
+    "config": {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.05},
+}
 # Training texts only: (folder in `data_root`, split).
 BERT_MINI_TEXTS = (
     ("imdb_unsupervised", "train"),
@@ -95,7 +104,7 @@ FRESH = {
     "vgg16-small": (CifarVGGForImageClassification, CifarVGGConfig, VGG_16_SMALL, CIFAR_IMAGES),
     "vit-tiny": (ViTForImageClassification, ViTConfig, VIT_TINY, VIT_TINY_IMAGES),
 }
-NAMES = ("bert-demo", "bert-mini", *FRESH)
+NAMES = ("bert-demo", "bert-mini", "gpt2-demo", "gpt2-mini", *FRESH)
 
 
 def build(
@@ -113,6 +122,8 @@ def build(
             `"bert-demo"`: a very small BERT, pre-trained in seconds on the package's own reviews (`embedded:corpus`).
             `"bert-mini"`: a small BERT, pre-trained in minutes on the training texts found in `data_root`:
             `imdb_unsupervised`, `wikitext2` (`validation`), `yelp_polarity` and `imdb`.
+            `"gpt2-demo"`, `"gpt2-mini"`: a very small and a small GPT-2, not trained, and tokenizers made from the
+            texts of the two above.
             `"cnn"`: the paper's five-layer network for 28 x 28 grey images, not trained.
             `"lenet"`: LeNet-300-100 for 28 x 28 grey images, not trained.
             `"resnet20"`: ResNet-20 for 32 x 32 colour images (CIFAR), not trained.
@@ -120,7 +131,8 @@ def build(
             trained.
             `"vit-tiny"`: a small vision transformer for 8 x 8 grey images, not trained.
         cache_dir (`str` or `os.PathLike`, *optional*, defaults to `$HF_HOME/hf_fip`): where models are kept.
-        data_root (`str` or `os.PathLike`, *optional*): folder with local data sets, for `"bert-mini"`.
+        data_root (`str` or `os.PathLike`, *optional*): folder with local data sets, for `"bert-mini"` and
+            `"gpt2-mini"`.
         seed (`int`, *optional*, defaults to 0): seed of the models that are not trained; pre-trained ones keep to
             their recipe's.
 
@@ -133,7 +145,11 @@ def build(
     if name == "bert-demo":
         return _pretrained(name, BERT_DEMO, _demo_texts(), cache_dir)
     if name == "bert-mini":
-        return _pretrained(name, BERT_MINI, _mini_texts(data_root), cache_dir)
+        return _pretrained(name, BERT_MINI, _mini_texts(name, data_root), cache_dir)
+    if name == "gpt2-demo":
+        return _causal(name, GPT2_DEMO, _demo_texts(), cache_dir, seed)
+    if name == "gpt2-mini":
+        return _causal(name, GPT2_MINI, _mini_texts(name, data_root), cache_dir, seed)
     if name in FRESH:
         return _fresh(name, cache_dir, seed)
     raise InputError(f"model='embedded:{name}' does not exist: the embedded models are {', '.join(NAMES)}.")
@@ -174,18 +190,18 @@ def _demo_texts() -> list[str]:
     return resolve_dataset("embedded:corpus")["text"][:]
 
 
-def _mini_texts(data_root: str | os.PathLike | None) -> list[str]:
+def _mini_texts(name: str, data_root: str | os.PathLike | None) -> list[str]:
     wanted = ", ".join(folder for folder, _ in BERT_MINI_TEXTS)
     if data_root is None:
         raise InputError(
-            "data_root=None: model='embedded:bert-mini' is pre-trained on local texts; give the folder that holds "
-            f"some of {wanted}."
+            f"data_root=None: model='embedded:{name}' is made from local texts; give the folder that holds some of "
+            f"{wanted}."
         )
     found = [(Path(data_root, folder), split) for folder, split in BERT_MINI_TEXTS]
     found = [(folder, split) for folder, split in found if folder.is_dir()]
     if not found:
         raise InputError(
-            f"data_root={os.fspath(data_root)!r} holds none of the texts for model='embedded:bert-mini': {wanted}."
+            f"data_root={os.fspath(data_root)!r} holds none of the texts for model='embedded:{name}': {wanted}."
         )
     from ..tasks import resolve_dataset
 
@@ -198,6 +214,25 @@ def _pretrained(name: str, recipe: dict, texts: list[str], cache_dir: str | os.P
         pretrain_masked_lm(texts, folder, **recipe)
 
     return _cached(name, _digest([json.dumps(recipe, sort_keys=True), *texts]), cache_dir, make)
+
+
+def _causal(name: str, recipe: dict, texts: list[str], cache_dir: str | os.PathLike | None, seed: int) -> Path:
+    def make(folder: Path):
+        tokenizer = train_tokenizer(texts, recipe["vocab_size"], recipe["config"]["n_positions"])
+        # A text begins with a token from which its first word is predicted; one that is cut must not seem to end.
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A", special_tokens=[("[CLS]", tokenizer.cls_token_id)]
+        )
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
+        ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+        config = GPT2Config(vocab_size=len(tokenizer), **recipe["config"], **ids)
+        with torch.random.fork_rng(), complete_folder(folder) as unfinished:
+            torch.manual_seed(seed)
+            GPT2LMHeadModel(config).save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+
+    return _cached(name, _digest([json.dumps([recipe, seed], sort_keys=True), *texts]), cache_dir, make)
 
 
 def _fresh(name: str, cache_dir: str | os.PathLike | None, seed: int) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import transformers
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -148,6 +148,26 @@ def save_model(
     config = model.get_base_model().config
     config.architectures = [type(model.get_base_model()).__name__]
     config.to_json_file(Path(folder) / BASE_CONFIG_FILE)
+
+
+def load_checkpoint_(model: nn.Module, folder: str | os.PathLike) -> bool:
+    """
+    Loads the weights of a checkpoint as `from_pretrained` does. The Trainer's own loader takes the tensor names in the
+    file as they are, but models whose names changed between versions (ViT, for one) are saved under the old ones: it
+    would leave their weights as they were, with only a warning.
+
+    Args:
+        model (`nn.Module`): The model that receives them, in place.
+        folder (`str` or `os.PathLike`): The checkpoint.
+
+    Returns:
+        `bool`: whether the model is one that can be loaded so.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return False
+    saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+    model.load_state_dict(saved.state_dict())
+    return True
 
 
 def load_processor(folder_or_id: str | os.PathLike, **kwargs) -> PreTrainedTokenizerBase | BaseImageProcessor | None:

@@ -14,7 +14,7 @@ from ..models.heads import replace_head
 from ..models.loading import load_model, load_processor
 from ..path import Origin
 from ..task_data import TaskData
-from ..tasks import Task
+from ..tasks import LANGUAGE_MODELLING, Task
 from ..trainer import FIPTrainer
 from .travel import path_config, training_arguments, travel
 
@@ -36,7 +36,7 @@ def begin_graph(
     Args:
         graph (`ModelGraph` or `str`): The graph or its folder.
         model (`str`): Hub id, folder, or `embedded:NAME`; its head is replaced by one for the task's labels,
-            or kept for masked language modelling.
+            or kept for language modelling.
         task (`Task`): The first task.
         training (`dict`, *optional*): [`FIPConfig`] fields; `epochs` and `batch_size` for short.
         seed (`int`, *optional*, defaults to 0): Seed of the head and of the order of the data.
@@ -74,7 +74,7 @@ def begin_graph(
             "embedded:bert-mini, embedded:cnn, …"
         )
     set_seed(seed)
-    if task.kind == "fill-mask":
+    if task.kind in LANGUAGE_MODELLING:
         network, space = load_model(source, task=task.kind), []
     else:
         names = task.label_names(data_root)

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 
+from ..data.causal import causal_arguments
 from ..errors import InputError
 from ..graph import ModelGraph, Node
 from ..path import Origin
@@ -62,12 +63,14 @@ class PathOperator(Operator, ABC):
         arguments (`dict`): [`FIPConfig`] fields.
         parameters (`dict`): What the nodes record, as JSON; by it a finished path is found again.
         data_root (`str`, *optional*): Local folder with the data sets.
+        made (`dict`, *optional*): Data sets that paths of one stream share; see [`~hf_fip.task_data.TaskData`].
     """
 
     branch: str
     arguments: dict[str, Any]
     parameters: dict[str, Any]
     data_root: str | None
+    made: dict[str, Dataset] | None = None
 
     def __call__(self, node: Node) -> Path:
         graph = graph_of(node)
@@ -99,9 +102,14 @@ class PathOperator(Operator, ABC):
         processor = node.load_processor()
         set_seed(chosen["seed"])
         model = node.load_model(is_trainable=True)
-        data = TaskData(processor, self.data_root, chosen["seed"], chosen["max_length"])
+        data = TaskData(processor, self.data_root, chosen["seed"], chosen["max_length"], self.made)
         anchors, held_out = data.anchors(
-            node.tasks, node.protocol["label_space"], chosen["anchors"], self._needs_labels, chosen["anchor_shift"]
+            node.tasks,
+            node.protocol["label_space"],
+            chosen["anchors"],
+            self._needs_labels,
+            chosen["anchor_shift"],
+            chosen.get("anchor_memory", "even"),
         )
         return Start(node, graph, tasks, kind, processor, model, data, anchors, held_out)
 
@@ -118,12 +126,20 @@ class PathOperator(Operator, ABC):
             points (`tuple[int, ...]`, *optional*): Optimizer steps after which a point is due.
         """
         spaces = start.spaces if spaces is None else spaces
+        inherited = {"label_policy": None, "task_id_at_test": False, "scenario": None}
+        inherited = {key: start.node.protocol.get(key, default) for key, default in inherited.items()}
+        protocol = {**inherited, **protocol}
+        knows_task = start.kind == "classification" and protocol["task_id_at_test"]
+        memory = self.parameters.get("anchor_memory", "even")
+        arguments = self.arguments
+        if start.kind == "text-generation":
+            arguments = causal_arguments(arguments)
         return {
             "model": start.model,
             "args": path_config(
                 start.graph,
                 self.branch,
-                self.arguments,
+                arguments,
                 self.parameters["seed"],
                 path=[start.node.id, self.parameters],
             ),
@@ -132,6 +148,7 @@ class PathOperator(Operator, ABC):
             **start.data.evaluation(start.tasks, spaces),
             "processing_class": start.processor,
             "graph": start.graph,
+            "task_nodes": [spaces[task.name] for task in start.tasks] if knows_task else None,
             "origin": Origin(
                 parent=start.node,
                 operator=type(self).__name__,
@@ -140,13 +157,14 @@ class PathOperator(Operator, ABC):
                 protocol={
                     "tasks": [task.to_dict() for task in start.tasks],
                     "label_space": spaces,
-                    "label_policy": start.node.protocol.get("label_policy"),
-                    "task_id_at_test": False,
                     **protocol,
                     "anchors": {
                         "number": self.parameters["anchors"],
                         "inputs": len(start.anchors),
+                        **({"positions": arguments["anchor_positions"]} if "anchor_positions" in arguments else {}),
                         "labels_used": self._needs_labels,
+                        "memory": memory,
+                        "labels_used_to_choose": memory == "class_balanced",
                         "tasks": [task.name for task in start.node.tasks],
                         "held_out": len(start.held_out),
                     },

@@ -17,10 +17,11 @@ from transformers.utils import logging
 
 from .. import operators
 from ..errors import InputError
-from ..graph import ModelGraph, Node
+from ..graph import ModelGraph
 from .checks import shown
 from .document import read
 from .schema import Recipe, Step
+from .splits import expand
 from .validation import parse_recipe
 
 
@@ -61,9 +62,12 @@ def run(recipe: Recipe, output_dir: str | os.PathLike[str] | None = None) -> dic
     folder = default_output_dir(recipe) if output_dir is None else Path(output_dir).expanduser()
     _check_data_root(recipe)
     with _claimed(folder):
-        recipe = _settle_recipe(recipe, folder)
+        written = _settle_recipe(recipe, folder)
+        recipe = expand(written)
         graph = ModelGraph(folder / "graph")
         plan = recipe.plan()
+        # What an operator refuses is told before the base is trained, not after it.
+        made = {branch: [_operator(branch, step, recipe) for step in steps] for branch, steps in plan.items()}
         if not len(graph):
             # A data set that does not exist is told before the first hour of training, not after it.
             for task in recipe.tasks.values():
@@ -81,9 +85,11 @@ def run(recipe: Recipe, output_dir: str | os.PathLike[str] | None = None) -> dic
         for number, (branch, steps) in enumerate(plan.items(), start=2):
             purpose = ", then ".join(step.purpose for step in steps)
             logger.info(f"[{number}/{len(plan) + 1}] {branch}: {base.id} {purpose}")
-            _travel(base, branch, steps, recipe)
+            node = base
+            for operator in made[branch]:
+                node = operator(node).end
         graph.refresh()
-        report = _write_report(graph, folder, recipe) if recipe.report else None
+        report = _write_report(graph, folder, written) if recipe.report else None
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return {
         "graph": str(graph.folder),
@@ -96,19 +102,16 @@ def run(recipe: Recipe, output_dir: str | os.PathLike[str] | None = None) -> dic
     }
 
 
-def _travel(base: Node, branch: str, steps: tuple[Step, ...], recipe: Recipe) -> Node:
-    node = base
-    for step in steps:
-        operator = getattr(operators, step.operator)(
-            *([] if step.task is None else [recipe.tasks[step.task]]),
-            **({} if step.method is None else {"method": step.method}),
-            branch=branch,
-            training=step.training,
-            data_root=recipe.data_root,
-            **step.settings,
-        )
-        node = operator(node).end
-    return node
+def _operator(branch: str, step: Step, recipe: Recipe) -> operators.Operator:
+    return getattr(operators, step.operator)(
+        *([] if step.task is None else [recipe.tasks[step.task]]),
+        **({"stream": [recipe.tasks[name] for name in step.stream]} if step.stream else {}),
+        **({} if step.method is None else {"method": step.method}),
+        branch=branch,
+        training=step.training,
+        data_root=recipe.data_root,
+        **step.settings,
+    )
 
 
 def _write_report(graph: ModelGraph, folder: Path, recipe: Recipe) -> Path | None:

@@ -6,7 +6,10 @@ from collections.abc import Container
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import InputError
 from .document import dump
+from .splits import Split
+from .sweeps import sweep
 
 
 if TYPE_CHECKING:
@@ -21,31 +24,39 @@ class Settings:
 
     Args:
         label_space (`str`, *optional*, defaults to `"append"`):
-            `"append"`: a new task adds output nodes; `"shared"`: all tasks have the same labels.
+            `"append"`: a new task adds output nodes; `"shared"`: all tasks have the same labels; `"per_task"`: a new
+            task adds output nodes, and the task of an input is known.
         anchors (`int`, *optional*, defaults to 2000): Number of inputs on which the function is kept.
+        anchor_memory (`str`, *optional*, defaults to `"even"`):
+            How they are shared by the earlier tasks: `even`, `class_balanced` or `reservoir`.
         anchor_batch_size (`int`, *optional*): Anchors in each step; by default the task's batch size.
         anchor_shift (`int`, *optional*, defaults to 0): Images: shifted copies of each anchor, up to so many pixels.
         anchor_label_weight (`float`, *optional*, defaults to 0.0): Weight of the anchors' labels; 0 uses none.
         functional_distance (`str`, *optional*): Distance between outputs; by default the operator's own.
-        beta (`float`, *optional*): Weight of the secondary objective (eq. 4), where there is no budget.
-        distance_budget (`float`, *optional*): Largest functional distance, as a share of the outputs' variance.
-        disagreement_budget (`float`, *optional*): Largest share of inputs whose prediction may change.
-        reference (`str`, *optional*, defaults to `"origin"`): What the distance is taken to: `origin` or `previous`.
+        beta (`float` or `list`, *optional*): Weight of the secondary objective (eq. 4), where there is no budget.
+        distance_budget (`float` or `list`, *optional*):
+            Largest functional distance, as a share of the outputs' variance.
+        disagreement_budget (`float` or `list`, *optional*):
+            Largest share of inputs whose prediction may change. A list, of these or of `beta`, makes a branch for each
+            value.
+        reference (`str`, *optional*, defaults to `"origin"`):
+            What the distance is taken to: `origin`, `previous` or `learned`.
         path_points (`int`, *optional*, defaults to 5): Number of nodes recorded after the starting one.
         max_length (`int`, *optional*): Tokens kept of each text; by default what the model takes.
         seed (`int`, *optional*, defaults to 0): Seed of initialization, order, and choice of anchors.
     """
 
-    label_space: Literal["append", "shared"] = "append"
+    label_space: Literal["append", "shared", "per_task"] = "append"
     anchors: int = field(default=2000, metadata={"min": 2})
+    anchor_memory: Literal["even", "class_balanced", "reservoir"] = "even"
     anchor_batch_size: int | None = field(default=None, metadata={"min": 1})
     anchor_shift: int = field(default=0, metadata={"min": 0})
     anchor_label_weight: float = field(default=0.0, metadata={"min": 0})
     functional_distance: str | None = None
-    beta: float | None = field(default=None, metadata={"above": 0})
-    distance_budget: float | None = field(default=None, metadata={"above": 0})
-    disagreement_budget: float | None = field(default=None, metadata={"above": 0, "below": 1})
-    reference: Literal["origin", "previous"] = "origin"
+    beta: float | list[float] | None = field(default=None, metadata={"above": 0})
+    distance_budget: float | list[float] | None = field(default=None, metadata={"above": 0})
+    disagreement_budget: float | list[float] | None = field(default=None, metadata={"above": 0, "below": 1})
+    reference: Literal["origin", "previous", "learned"] = "origin"
     path_points: int = field(default=5, metadata={"min": 1})
     max_length: int | None = field(default=None, metadata={"min": 1})
     seed: int = field(default=0, metadata={"min": 0})
@@ -57,9 +68,13 @@ class ContinualLearningSettings:
     What a step of [`~hf_fip.ContinualLearning`] reads beside the settings that all operators share.
 
     Args:
+        adapter (`dict`, *optional*): Train a low-rank adapter, `{rank: 8, alpha: 16}`, and not the weights.
+        method_options (`dict`, *optional*): What can be tuned of the method, such as `{strength: 100}` of `ewc`.
         keep_zeros (`bool`, *optional*): Whether zeros of a compressed node stay zero.
     """
 
+    adapter: dict[str, Any] | None = None
+    method_options: dict[str, Any] | None = None
     keep_zeros: bool | None = None
 
 
@@ -147,6 +162,13 @@ OWN_SETTINGS = {
     "Compression": CompressionSettings,
     "Diversification": DiversificationSettings,
 }
+# What shapes `fip` alone. Its rivals have weights of their own, and none can hold a budget.
+_BUDGETS = ("distance_budget", "disagreement_budget")
+FIP_ONLY = {
+    "ContinualLearning": ("functional_distance", "beta", *_BUDGETS, "anchor_label_weight"),
+    "Compression": _BUDGETS,
+    "Diversification": (),
+}
 OWN = {operator: tuple(setting.name for setting in fields(kind)) for operator, kind in OWN_SETTINGS.items()}
 
 
@@ -158,6 +180,7 @@ class Step:
     Args:
         operator (`str`): Name of the operator.
         task (`str`, *optional*): Name of the task it learns, where it learns one.
+        stream (`tuple[str]`, *optional*): Names of the tasks it learns one after another, where it learns several.
         method (`str`, *optional*, defaults to `"fip"`): How; `None` where the operator knows one way only.
         settings (`dict[str, Any]`, *optional*):
             The fields of [`Settings`] and of the operator's own settings this step gives itself.
@@ -166,6 +189,7 @@ class Step:
 
     operator: str
     task: str | None = None
+    stream: tuple[str, ...] = ()
     method: str | None = "fip"
     settings: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -175,6 +199,8 @@ class Step:
         """What it does, in words."""
         if self.task is not None:
             return f"learns {self.task}"
+        if self.stream:
+            return f"learns {', '.join(self.stream)}"
         if self.operator == "Diversification":
             return "changes its weights but not its outputs"
         goal = self.settings.get("sparsity", self.settings.get("projection"))
@@ -182,6 +208,8 @@ class Step:
 
     def to_dict(self) -> dict[str, Any]:
         task = {} if self.task is None else {"task": self.task}
+        if self.stream:
+            task = {"stream": list(self.stream)}
         method = {} if self.method is None else {"method": self.method}
         data = {"operator": self.operator, **task, **method, **self.settings}
         return {**data, "training": dict(self.training)} if self.training else data
@@ -195,7 +223,7 @@ class Recipe(Settings):
     Args:
         name (`str`): Name of the recipe; by default its file's.
         model (`str`): Hub id, folder or `embedded:NAME`.
-        tasks (`dict[str, Task]`): The tasks by name; the first is the base node's.
+        tasks (`dict[str, Task | Split]`): The tasks by name; the first is the base node's.
         path (`tuple[Step]`): The steps of the branch `fip`; by default each later task in turn.
         description (`str`, *optional*): One line for people.
         data_root (`str`, *optional*): Folder that holds the data sets; by default they come from the Hub.
@@ -208,7 +236,7 @@ class Recipe(Settings):
 
     name: str
     model: str
-    tasks: dict[str, Task]
+    tasks: dict[str, Task | Split]
     path: tuple[Step, ...]
     description: str = ""
     data_root: str | None = None
@@ -219,25 +247,47 @@ class Recipe(Settings):
     report: bool = True
 
     @property
-    def base_task(self) -> Task:
-        return self.tasks[self.base.get("task", next(iter(self.tasks)))]
+    def base_name(self) -> str:
+        """The name that the recipe gives the task of the base node."""
+        return self.base.get("task", next(iter(self.tasks)))
+
+    @property
+    def base_task(self) -> Task | Split:
+        return self.tasks[self.base_name]
 
     @property
     def base_training(self) -> dict[str, Any]:
         return {key: value for key, value in self.base.items() if key != "task"}
 
     def plan(self) -> dict[str, tuple[Step, ...]]:
-        """Every branch but the base, in the order they are made, each step with all its settings filled in."""
+        """
+        Every branch but the base, in the order they are made, each step with all its settings filled in.
+
+        Raises:
+            `InputError`: lists of settings make several sweeps of one branch, or branches of one name.
+        """
         branches = {"fip": self.path} if self.path else {}
         for method in self.baselines:
             branches[method] = tuple(
-                replace(step, method=method) if method in methods_of(step.operator) else step for step in self.path
+                _by_method(step, method) if method in methods_of(step.operator) else step for step in self.path
             )
         branches |= self.branches
-        return {name: tuple(self._complete(step) for step in steps) for name, steps in branches.items()}
+        plan: dict[str, tuple[Step, ...]] = {}
+        for name, steps in branches.items():
+            for branch, complete in sweep(name, tuple(map(self._complete, steps))).items():
+                if branch in plan:
+                    raise InputError(f"branch '{branch}' is made twice: by a list of values and by name; rename it")
+                plan[branch] = complete
+        return plan
 
     def _complete(self, step: Step) -> Step:
-        shared = {name: step.settings.get(name, getattr(self, name)) for name in SHARED[step.operator]}
+        is_rival = step.method not in ("fip", None)
+        left_out = FIP_ONLY[step.operator] if is_rival else ()
+        shared = {
+            name: step.settings.get(name, getattr(self, name))
+            for name in SHARED[step.operator]
+            if name in step.settings or name not in left_out
+        }
         if step.operator != "ContinualLearning":
             # Other operators have defaults of their own, which those of the recipe are not meant to change.
             shared = {
@@ -271,8 +321,17 @@ def methods_of(operator: str) -> Container[str]:
     return {"ContinualLearning": METHODS, "Compression": COMPRESSION_METHODS, "Diversification": ()}[operator]
 
 
-def _task_to_dict(task: Task) -> dict[str, Any]:
+def _by_method(step: Step, method: str) -> Step:
+    """The step by another method, to which nothing applies that shapes the step's own."""
+    dropped = (*FIP_ONLY[step.operator], "method_options")
+    kept = {name: value for name, value in step.settings.items() if name not in dropped}
+    return replace(step, method=method, settings=kept)
+
+
+def _task_to_dict(task: Task | Split) -> dict[str, Any]:
     """What the recipe said of the task: the fields that differ from their defaults, without the name."""
+    if isinstance(task, Split):
+        return {**_task_to_dict(task.task), "classes_per_task": task.classes_per_task}
     given = {}
     for option in fields(task):
         value = getattr(task, option.name)

@@ -7,6 +7,8 @@ from typing import Any
 
 
 MISSING = "-"
+# A row of more tasks is wider than a screen.
+MOST_TASKS = 8
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -23,17 +25,19 @@ def summary(result: dict[str, Any]) -> str:
     tasks = _tasks_with(measured, result, metrics)
     distances = {branch: result["functional_distance"][node] for branch, node in ends.items()}
     kind = _kind(next((distance for distance in reversed(distances.values()) if distance.get("name")), {}))
-    rows = [["branch", *tasks, "mean", "distance"]]
+    columns = tasks if len(tasks) <= MOST_TASKS else []
+    rows = [["branch", *columns, "mean", "distance"]]
     for branch, distance in distances.items():
         values = [metrics[branch].get(f"{task}/{measured}") for task in tasks]
         # Numbers in two units side by side would be compared.
         length = distance["root"] if _kind(distance) == kind else None
-        rows.append([branch, *map(shown, values), shown(_mean(values)), _number(length)])
+        rows.append([branch, *map(shown, values if columns else []), shown(_mean(values)), _number(length)])
     lines = [
         "",
         *aligned(rows),
         "",
-        f"{measured}{unit}; distance: functional distance to base on the anchors{f' ({kind})' if kind else ''}",
+        f"{measured}{unit}{'' if columns else f', {len(tasks)} tasks'}; distance: functional distance to base on the "
+        f"anchors{f' ({kind})' if kind else ''}",
         "",
         f"graph   {result['graph']}",
     ]
@@ -61,7 +65,9 @@ def _tasks_with(metric: str, result: dict[str, Any], metrics: dict[str, dict[str
 def _in_order(endpoints: dict[str, str]) -> dict[str, str]:
     """The base first, the path last, so that the eye ends on what is compared."""
     last = {"base": 0, "fip": 2}
-    return {branch: endpoints[branch] for branch in sorted(endpoints, key=lambda branch: last.get(branch, 1))}
+    # A sweep's branches are `fip-VALUE`.
+    ordered = sorted(endpoints, key=lambda branch: last.get(branch.partition("-")[0], 1))
+    return {branch: endpoints[branch] for branch in ordered}
 
 
 def _kind(distance: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -12,6 +12,8 @@ from ..errors import InputError
 from . import checks
 from .document import Document, KeyPath, dotted
 from .schema import OWN, OWN_SETTINGS, SETTINGS, SHARED, Recipe, Step, methods_of
+from .splits import Split
+from .sweeps import SWEPT
 
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ KEYS = tuple(sorted((option.name for option in fields(Recipe)), key=lambda key: 
 VARIANTS = "variants"
 # The keys a step of each operator takes before its settings.
 _FIRST_KEYS = {
-    "ContinualLearning": ("operator", "task", "method"),
+    "ContinualLearning": ("operator", "task", "stream", "method"),
     "Compression": ("operator", "method"),
     "Diversification": ("operator",),
 }
@@ -38,6 +40,8 @@ TRAINING_BOUNDS = {
     "per_device_train_batch_size": {"min": 1},
     "learning_rate": {"above": 0},
 }
+# Of a task that is split.
+CLASSES_PER_TASK = "classes_per_task"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -66,19 +70,24 @@ def parse_recipe(document: Document, name: str) -> Recipe:
     base_task = names[0]
     if "task" in _optional_mapping(document, ("base",)):
         base_task = _one_of(document, ("base", "task"), "task", names)
-    path = tuple(Step("ContinualLearning", task) for task in names if task != base_task)
+    known = _known_tasks(document, names, base_task)
+    path = tuple(
+        Step("ContinualLearning", stream=(task,)) if task in known.split else Step("ContinualLearning", task)
+        for task in names
+        if task != base_task or task in known.split
+    )
     if data.get("path") is not None:
-        path = _steps(document, ("path",), names)
+        path = _steps(document, ("path",), known)
     branches = {}
     if data.get("branches") is not None:
         for branch in _names(document, ("branches",), "branch", RESERVED_BRANCHES):
-            branches[branch] = _steps(document, ("branches", branch), names)
+            branches[branch] = _steps(document, ("branches", branch), known)
     baselines = _baselines(document, branches)
     tasks = {task: _task(document, task) for task in names}
     base = {"task": base_task, **_training(document, ("base",))}
     training = _training(document, ("training",))
     _registered_names(document, path)
-    return Recipe(
+    recipe = Recipe(
         **{"name": name, **values},
         tasks=tasks,
         base=base,
@@ -87,6 +96,11 @@ def parse_recipe(document: Document, name: str) -> Recipe:
         branches=branches,
         baselines=baselines,
     )
+    try:
+        recipe.plan()
+    except InputError as error:
+        raise document.error(_last_list(document), str(error)) from None
+    return recipe
 
 
 _STRUCTURED = ("tasks", "base", "training", "path", "branches", "baselines")
@@ -94,7 +108,7 @@ _STRUCTURED = ("tasks", "base", "training", "path", "branches", "baselines")
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, localns={"Task": Any})
+    return get_type_hints(kind, localns={"Task": Any, "Split": Any})
 
 
 @cache
@@ -114,6 +128,8 @@ def _value(
     hint = _hints(kind)[key] if hint is None else hint
     bounds = _bounds(kind).get(key, {}) if bounds is None else bounds
     value = document.get(path)
+    if key in SWEPT and isinstance(value, list):
+        return _swept(document, path, bounds)
     try:
         value = checks.convert(value, hint)
     except TypeError as error:
@@ -122,6 +138,18 @@ def _value(
     if wrong:
         raise document.error(path, f"'{dotted(path)}' must be {wrong}, not {checks.shown(value)}")
     return value
+
+
+def _swept(document: Document, path: KeyPath, bounds: dict[str, float]) -> list[float]:
+    """A list of values, of each of which a branch is made."""
+    values = [_value(document, path + (number,), float, bounds) for number in range(len(document.get(path)))]
+    if not values:
+        raise document.error(path, f"'{dotted(path)}' is an empty list; give its values, or null")
+    names = [f"{value:g}" for value in values]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise document.error(path + (number,), f"'{dotted(path)}' holds {name} twice")
+    return values
 
 
 def _mapping(document: Document, path: KeyPath) -> dict[str, Any]:
@@ -167,7 +195,26 @@ def _one_of(document: Document, path: KeyPath, kind: str, known: Iterable[str]) 
     return value
 
 
-def _steps(document: Document, path: KeyPath, tasks: list[str]) -> tuple[Step, ...]:
+@dataclass(frozen=True)
+class _Tasks:
+    """Names of a recipe's tasks: all, those that are split, and that of the base node."""
+
+    names: list[str]
+    split: list[str]
+    base: str
+
+
+def _known_tasks(document: Document, names: list[str], base: str) -> _Tasks:
+    split = [name for name in names if CLASSES_PER_TASK in _optional_mapping(document, ("tasks", name))]
+    for name in names:
+        whole, _, number = name.rpartition("-")
+        if whole in split and number.isdigit():
+            message = f"task '{name}' is named like a part of '{whole}', which is split; rename it"
+            raise document.error(("tasks", name), message)
+    return _Tasks(names, split, base)
+
+
+def _steps(document: Document, path: KeyPath, tasks: _Tasks) -> tuple[Step, ...]:
     steps = document.get(path)
     if not isinstance(steps, list) or not steps:
         message = (
@@ -177,18 +224,20 @@ def _steps(document: Document, path: KeyPath, tasks: list[str]) -> tuple[Step, .
     return tuple(_step(document, path + (number,), tasks) for number in range(len(steps)))
 
 
-def _step(document: Document, path: KeyPath, tasks: list[str]) -> Step:
+def _step(document: Document, path: KeyPath, tasks: _Tasks) -> Step:
     given = _mapping(document, path)
     if "operator" not in given:
         raise document.error(path, f"key 'operator' is missing in '{dotted(path)}'")
     operator = _one_of(document, path + ("operator",), "operator", OPERATORS)
     _known_keys(document, path, OPERATORS[operator])
-    if "task" in OPERATORS[operator] and "task" not in given:
-        raise document.error(path, f"key 'task' is missing in '{dotted(path)}'")
+    if "task" in OPERATORS[operator] and "task" not in given and "stream" not in given:
+        message = f"key 'task' is missing in '{dotted(path)}'; name a task, or several in 'stream'"
+        raise document.error(path, message)
     own, method = OWN[operator], "fip" if "method" in OPERATORS[operator] else None
     return Step(
         operator,
-        task=_one_of(document, path + ("task",), "task", tasks) if "task" in given else None,
+        task=_single_task(document, path + ("task",), tasks) if "task" in given else None,
+        stream=_stream(document, path + ("stream",), tasks) if "stream" in given else (),
         method=_value(document, path + ("method",), str) if "method" in given else method,
         settings={
             key: _value(document, path + (key,), kind=OWN_SETTINGS[operator] if key in own else Recipe)
@@ -197,6 +246,33 @@ def _step(document: Document, path: KeyPath, tasks: list[str]) -> Step:
         },
         training=_training(document, path + ("training",)),
     )
+
+
+def _single_task(document: Document, path: KeyPath, tasks: _Tasks) -> str:
+    name = _one_of(document, path, "task", tasks.names)
+    if name in tasks.split:
+        raise document.error(path, f"task '{name}' is split into several; use stream: [{name}]")
+    return name
+
+
+def _stream(document: Document, path: KeyPath, tasks: _Tasks) -> tuple[str, ...]:
+    """The names of tasks that are learned one after another; a single name will do."""
+    if "task" in document.get(path[:-1]):
+        message = f"'{dotted(path[:-1])}' has a task and a stream; leave one of them out"
+        raise document.error(path, message)
+    if isinstance(document.get(path), str):
+        document.set(path, [document.get(path)], document.where(path))
+    given = _value(document, path, list)
+    if not given:
+        raise document.error(path, f"'{dotted(path)}' is empty; name the tasks to learn, in their order")
+    for number in range(len(given)):
+        place = path + (number,)
+        name = _one_of(document, place, "task", tasks.names)
+        if name in given[:number]:
+            raise document.error(place, f"'{dotted(path)}' names task '{name}' twice")
+        if name == tasks.base and name not in tasks.split:
+            raise document.error(place, f"task '{name}' is the base node's; leave it out of '{dotted(path)}'")
+    return tuple(given)
 
 
 def _baselines(document: Document, branches: Iterable[str]) -> tuple[str, ...]:
@@ -216,7 +292,7 @@ def _baselines(document: Document, branches: Iterable[str]) -> tuple[str, ...]:
     return tuple(methods)
 
 
-def _task(document: Document, name: str) -> Task:
+def _task(document: Document, name: str) -> Task | Split:
     from ..tasks import Task
 
     path = ("tasks", name)
@@ -224,16 +300,25 @@ def _task(document: Document, name: str) -> Task:
     hints = {
         key: hint for key, hint in get_type_hints(Task).items() if key in {option.name for option in fields(Task)}
     }
+    hints[CLASSES_PER_TASK] = int
     _known_keys(document, path, [key for key in hints if key != "name"])
     for option in fields(Task):
         is_required = option.default is MISSING and option.default_factory is MISSING
         if is_required and option.name != "name" and option.name not in given:
             raise document.error(path, f"key '{option.name}' is missing in '{dotted(path)}'")
     values = {key: _value(document, path + (key,), hints[key], {"min": 1}) for key in given}
+    classes_per_task = values.pop(CLASSES_PER_TASK, None)
     try:
-        return Task(name=name, **values)
+        task = Task(name=name, **values)
     except InputError as error:
         raise document.error(path, str(error)) from None
+    return task if classes_per_task is None else Split(task, classes_per_task)
+
+
+def _last_list(document: Document) -> KeyPath:
+    """Where the last list of a setting's values was written."""
+    places = [place + (key,) for place in [(), *_step_places(document)] for key in SWEPT if key in document.get(place)]
+    return next((place for place in reversed(places) if isinstance(document.get(place), list)), ())
 
 
 def _step_places(document: Document) -> Iterator[KeyPath]:

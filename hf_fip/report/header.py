@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 LABEL_POLICIES = {
     "append": "appended: each task has its own output nodes, and no task id is given",
     "shared": "shared: all tasks use the same output nodes",
+    "per_task": "per task: each task has its own output nodes, and the task id is given",
 }
 MOST_ITEMS = 8
 
@@ -58,6 +59,11 @@ def _task_words(task: Any) -> str:
 def _label_words(protocol: Mapping[str, Any]) -> str:
     policy = protocol.get("label_policy") or protocol.get("label_space")
     return LABEL_POLICIES.get(policy, policy) if isinstance(policy, str) else ""
+
+
+def _scenario_words(protocol: Mapping[str, Any]) -> str:
+    scenario = protocol.get("scenario")
+    return scenario if isinstance(scenario, str) else ""
 
 
 def _anchor_words(protocol: Mapping[str, Any]) -> str:
@@ -108,6 +114,7 @@ def facts(graph: ModelGraph) -> list[tuple[str, str]]:
         ("Nodes", f"{len(nodes):,} on {len(names):,} {'branch' if len(names) == 1 else 'branches'}: {_words(names)}"),
         ("Made", f"{days[0]} to {days[-1]} (UTC)" if len(days) > 1 else f"{days[0]} (UTC)"),
         ("Tasks", " → ".join(tasks)),
+        ("Scenario", _by_branch(graph, _scenario_words)),
         ("Labels", _by_branch(graph, _label_words)),
         ("Anchors", _by_branch(graph, _anchor_words)),
         ("Budget", _by_branch(graph, _budget_words)),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.html"
 # Modules with a list SECTIONS and a dictionary FIGURES, which only some graphs have: in the order of the page.
-CAPABILITIES = ("sparsity", "connectivity", "spectrum", "ensemble", "queries")
+CAPABILITIES = ("streams", "pareto", "sparsity", "connectivity", "spectrum", "ensemble", "queries")
 
 
 class MissingExtraError(InputError, ImportError):

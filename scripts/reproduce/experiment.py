@@ -17,6 +17,22 @@ from pathlib import Path
 from typing import Any
 
 
+# What the functionally invariant path is compared with, in the order of the tables.
+RIVALS = (
+    *("naive", "joint", "l2", "lwf", "ewc", "online_ewc"),
+    *("er", "gem", "agem", "fdr", "bhattacharyya", "der", "derpp"),
+)
+# They see anchors of the earlier tasks in no step.
+WITHOUT_ANCHORS = ("naive", "joint", "l2", "lwf")
+# Weight of the anchors' labels, where the path uses them.
+LABEL_WEIGHT = 0.5
+GRID = (
+    "each rival at the best of 3 to 6 weights (l2 .3-100, ewc 1-1e4, online_ewc .03-3, lwf .25-30, er .3-100, gem "
+    "0-10, der .05-1, derpp .1-.5 with labels .5-1, fdr .01-1, bhattacharyya .003-.3), found once on MNIST then "
+    "Fashion-MNIST at 14 x 14, on validation images and other seeds: docs/measurements.md"
+)
+
+
 @dataclass(frozen=True)
 class Options:
     """
@@ -168,6 +184,55 @@ def run_recipe(recipe: str, overrides: list[str], folder: Path, data_root: str |
 
     root = [f"data_root={data_root}"] if data_root else []
     return run(load_recipe(recipe, [*overrides, *root, "report=false"]), folder)
+
+
+class Branches:
+    """
+    Branches that a recipe gets beside its path, each under the method and the setting that tables show.
+
+    Args:
+        learns (`dict`): what the step of each does: `{"task": NAME}` or `{"stream": [NAME, …]}`.
+        path (`dict`, *optional*): the setting of the recipe's own path, the branch `fip`.
+    """
+
+    def __init__(self, learns: dict[str, Any], path: dict[str, Any] | None = None):
+        self.learns = {"operator": "ContinualLearning", **learns}
+        self.steps: dict[str, list[dict[str, Any]]] = {}
+        self.shown = {"fip": ("fip", path or {})}
+
+    def add(self, name: str, setting: dict[str, Any] | None = None, **step: Any) -> None:
+        """
+        Adds a branch.
+
+        Args:
+            name (`str`): what tables call it; a method of the package, unless `step` names one.
+            setting (`dict`, *optional*): what tables tell it by from others of the name.
+            step (`Any`): further keys of its step.
+        """
+        branch = "-".join([name.replace("+", "-"), *map(str, (setting or {}).values())])
+        self.steps[branch] = [{**self.learns, "method": name, **step}]
+        self.shown[branch] = (name, setting or {})
+
+    @property
+    def override(self) -> str:
+        """The recipe's key `branches`."""
+        return f"branches={json.dumps(self.steps)}"
+
+    def measurements(self, result: dict[str, Any], setting: dict[str, Any] | None = None) -> list[Measurement]:
+        """As [`endpoint_measurements`], with the mean accuracy over all tasks, in the order of the tables."""
+        found = endpoint_measurements(result, {})
+        order = {branch: place for place, branch in enumerate(["base", *self.steps, "fip"])}
+        found.sort(key=lambda measurement: order.get(measurement.method, 0))
+        listed = []
+        for branch in dict.fromkeys(measurement.method for measurement in found):
+            method, own = self.shown.get(branch, (branch, {}))
+            entries = [entry for entry in found if entry.method == branch]
+            listed += [Measurement(method, entry.metric, entry.value, {**(setting or {}), **own}) for entry in entries]
+            accuracies = [entry.value for entry in entries if entry.metric.endswith("accuracy")]
+            if branch != "base" and accuracies:
+                mean = statistics.fmean(accuracies)
+                listed.append(Measurement(method, "mean accuracy", mean, {**(setting or {}), **own}))
+        return listed
 
 
 def endpoint_measurements(result: dict[str, Any], setting: dict[str, Any]) -> list[Measurement]:

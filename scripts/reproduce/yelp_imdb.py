@@ -1,38 +1,65 @@
 """
 A BERT learns Yelp reviews, then IMDB reviews (paper: BERT on Yelp and IMDB), with appended labels and no task id at
-test time, against naive fine-tuning and joint training; and with shared labels.
+test time, every method of the package on the same base, anchors, batches and steps, beside them an adapter for each
+task (LoRA), which has to be told the task; and with shared labels the methods that matter there.
 
     python scripts/reproduce/yelp_imdb.py --scale full --seeds 0 1 2 [--data_root DIR]
 
-`small` takes some hundred reviews; both scales use the embedded BERT-mini, `full` takes a quarter of an hour a seed.
+Both scales use the embedded BERT-mini. On one core `small` takes 12 minutes a seed, `full` an hour.
 """
 
 from __future__ import annotations
 
-from experiment import Measurement, Options, endpoint_measurements, reproduce, run_recipe
+from experiment import GRID, LABEL_WEIGHT, RIVALS, Branches, Measurement, Options, reproduce, run_recipe
 
 
-MODEL = "model=embedded:bert-mini"
-SMALL = ["tasks.yelp.max_train=400", "tasks.imdb.max_train=400", "tasks.yelp.max_test=200", "tasks.imdb.max_test=200"]
-SMALL += ["anchors=100", "base.epochs=1", "training.epochs=1", "max_length=64"]
+STEPS = {"full": 250, "small": 100}
+ANCHORS = {"full": 2000, "small": 500}
+TOKENS = {"full": 192, "small": 64}
+SMALL = [
+    "tasks.yelp.max_train=2000",
+    "tasks.imdb.max_train=2000",
+    "tasks.yelp.max_test=500",
+    "tasks.imdb.max_test=500",
+]
+COMPARED = {"append": RIVALS, "shared": ("naive", "joint", "ewc", "lwf", "er", "der", "derpp")}
+
+
+def compared(label_space: str) -> Branches:
+    """Every method of one policy for the labels."""
+    found = Branches({"task": "imdb"})
+    for method in COMPARED[label_space]:
+        found.add(method)
+    if label_space == "append":
+        found.add("lora", {"task id": "known"})
+    found.add("fip+labels", method="fip", anchor_label_weight=LABEL_WEIGHT)
+    return found
 
 
 def measure(seed: int, options: Options) -> list[Measurement]:
-    found = []
-    for label_space, baselines in (("append", "[naive,joint]"), ("shared", "[naive]")):
-        overrides = [MODEL, f"seed={seed}", f"label_space={label_space}", f"baselines={baselines}", "path_points=1"]
-        folder = options.output_dir / f"{options.scale}-{label_space}-seed-{seed}"
+    measured = []
+    for label_space in COMPARED:
+        branches = compared(label_space)
+        overrides = ["model=embedded:bert-mini", f"seed={seed}", f"label_space={label_space}", "baselines=[]"]
+        overrides += [f"anchors={ANCHORS[options.scale]}", f"max_length={TOKENS[options.scale]}", "path_points=1"]
+        overrides += [f"training.max_steps={STEPS[options.scale]}", branches.override]
         overrides += [] if options.is_full else SMALL
+        folder = options.output_dir / f"{options.scale}-{label_space}-seed-{seed}"
         result = run_recipe("yelp_imdb", overrides, folder, options.data_root)
-        found += endpoint_measurements(result, {"labels": label_space})
-    return found
+        measured += branches.measurements(result, {"labels": label_space})
+    return measured
 
 
 def protocol(options: Options) -> dict:
     return {
-        "model": "embedded:bert-mini, 1.35 M weights",
-        "task id at test time": "no",
-        "anchors": f"{2000 if options.is_full else 100} Yelp reviews without labels",
+        "model": f"embedded:bert-mini, 1.35 M weights, {TOKENS[options.scale]} tokens",
+        "scenario": "append: class-incremental, 4 output nodes; shared: domain-incremental, 2; no task id at test, "
+        "but for lora (task-incremental)",
+        "training reviews": f"{'all, at most 25000' if options.is_full else 2000} of each task",
+        "anchors": f"{ANCHORS[options.scale]} Yelp training reviews, the same for all methods; labels used by er, "
+        "gem, agem, derpp, fip+labels",
+        "steps": f"{STEPS[options.scale]} of 32 reviews and 32 anchors for every method, joint included",
+        "tuning": GRID,
     }
 
 

@@ -38,6 +38,18 @@ def test_the_quickstart_reaches_its_report(tmp_path: Path):
     assert "naive" in printed and "report.html" in printed
 
 
+def test_forgetting_is_controlled_certified_and_priced(tmp_path: Path):
+    printed = run("forgetting_control.ipynb", tmp_path, os.environ, epochs=1)
+    assert "held-out inputs would do" in printed, "what is not certified says so, and why"
+    assert printed.count("application/vnd.plotly") == 2
+    graph = ModelGraph.load(tmp_path / "control" / "graph")
+    assert list(graph.endpoints) == ["base", "naive", "fip", "fip-0.01", "fip-0.3", "er", "derpp"]
+    assert graph["naive"].metrics["low/accuracy"] < 0.2 < graph["fip-0.01"].metrics["low/accuracy"]
+    stream = ModelGraph.load(tmp_path / "stream" / "graph")
+    assert [len(node.tasks) for node in stream] == [1, 2, 3, 2, 3]
+    assert stream["fip"].protocol["scenario"] == "task-incremental"
+
+
 @pytest.mark.slow
 def test_compression_and_learning_compose_in_both_orders(tmp_path: Path):
     printed = run("compress_then_learn_or_learn_then_compress.ipynb", tmp_path, os.environ, epochs=1)

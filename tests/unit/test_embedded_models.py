@@ -211,13 +211,28 @@ def test_a_pre_trained_model_is_made_once_for_a_recipe_and_its_texts(tmp_path, m
     assert len({folder, recipe, embedded.build("bert-mini", cache_dir=tmp_path / "cache", data_root=more)}) == 3
 
 
+def test_a_small_gpt2_reads_texts_from_a_beginning_token_and_predicts_the_next_ones(tmp_path):
+    data = write_data(tmp_path / "data")
+    folder = embedded.build("gpt2-mini", cache_dir=tmp_path / "cache", data_root=data)
+    model, tokenizer = load_model(folder), load_processor(folder)
+    assert task_of(model) == "text-generation"
+    inputs = tokenizer(["A good film."], return_tensors="pt")
+    assert set(inputs) == {"input_ids", "attention_mask"}
+    assert inputs["input_ids"][0, 0] == tokenizer.bos_token_id == model.config.bos_token_id
+    assert tokenizer.eos_token_id not in inputs["input_ids"], "a text that is cut does not seem to end"
+    assert tokenizer.model_max_length == model.config.n_positions
+    assert model.generate(**inputs, max_new_tokens=2, min_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
+    assert embedded.build("gpt2-mini", cache_dir=tmp_path / "cache", data_root=data) == folder
+    assert embedded.build("gpt2-mini", cache_dir=tmp_path / "cache", data_root=data, seed=1) != folder
+
+
 def test_the_cache_is_in_the_home_of_hugging_face_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     assert embedded.build("cnn").parent == tmp_path / "hf_fip"
 
 
 def test_what_cannot_be_built_is_refused(tmp_path):
-    with pytest.raises(InputError, match="bert-demo, bert-mini, cnn, lenet, resnet20, vgg16, vgg16-small, vit-tiny"):
+    with pytest.raises(InputError, match="bert-demo, bert-mini, gpt2-demo, gpt2-mini, cnn, lenet, resnet20, vgg16"):
         embedded.build("bert-large", cache_dir=tmp_path)
     with pytest.raises(InputError, match="data_root.*imdb_unsupervised"):
         embedded.build("bert-mini", cache_dir=tmp_path)

@@ -13,9 +13,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_fip import ModelGraph
 from hf_fip.errors import InputError
-from hf_fip.recipes import Step, builtin_recipes, load_recipe
+from hf_fip.recipes import Step, builtin_recipes, load_recipe, run
 from hf_fip.recipes.document import dump, parse
+from hf_fip.recipes.splits import expand
 from hf_fip.recipes.summary import summary
 from hf_fip.recipes.validation import OPERATORS
 
@@ -90,9 +92,9 @@ def test_an_unknown_key_is_named_with_its_line_and_the_known_ones(recipe_file, o
         ("anchors: 40", "anchors: 0", "'anchors' must be at least 2, not 0"),
         ("anchors: 40", "anchors: true", "'anchors' must be a whole number, not true"),
         ("anchors: 40", "distance_budget: 0", "'distance_budget' must be more than 0, not 0.0"),
-        ("anchors: 40", "distance_budget: .nan", "'distance_budget' must be a number or null, not nan"),
+        ("anchors: 40", "distance_budget: .nan", "'distance_budget' must be a number or a list or null, not nan"),
         ("anchors: 40", "disagreement_budget: 2", "'disagreement_budget' must be less than 1, not 2.0"),
-        ("anchors: 40", "label_space: apend", "'label_space' must be 'append' or 'shared', not 'apend'"),
+        ("anchors: 40", "label_space: apend", "'label_space' must be 'append' or 'shared' or 'per_task', not"),
         ("anchors: 40", "functional_distance: hellingr", "unknown functional distance 'hellingr' (did you mean"),
         ("  epochs: 2", "  epochs: 0", "'base.epochs' must be more than 0"),
         ("  learning_rate: 1e-3", "  learning_rate: '1e-3'", "'base.learning_rate' must be a number, not '1e-3'"),
@@ -218,7 +220,9 @@ def test_branches_take_the_recipe_s_settings_and_their_own(recipe_file):
     (fip,), (naive,), (free,) = plan.values()
     assert fip.training == {"epochs": 1.0, "learning_rate": 5e-4, "batch_size": 16}
     assert (fip.settings["anchors"], fip.settings["disagreement_budget"]) == (40, 0.02)
-    assert (naive.method, naive.task, naive.settings, naive.training) == ("naive", "high", fip.settings, fip.training)
+    assert (naive.method, naive.task, naive.training) == ("naive", "high", fip.training)
+    budgets = {"functional_distance", "beta", "distance_budget", "disagreement_budget", "anchor_label_weight"}
+    assert naive.settings == {name: value for name, value in fip.settings.items() if name not in budgets}
     assert (free.settings["anchors"], free.settings["disagreement_budget"]) == (5, None)
     assert free.training["epochs"] == 3.0
 
@@ -233,16 +237,17 @@ def test_without_a_path_the_later_tasks_are_learned_in_turn(recipe_file):
 @pytest.mark.parametrize("name", builtin_recipes())
 def test_every_built_in_recipe_loads_and_survives_its_own_yaml(name, tmp_path):
     recipe = load_recipe(name)
-    assert recipe.name == name and recipe.description and recipe.plan()["fip"]
+    assert recipe.name == name and recipe.description and recipe.plan()
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml(), encoding="utf-8")
     assert load_recipe(path) == recipe
 
 
-@pytest.mark.parametrize("name", ["demo", "digits"])
+@pytest.mark.parametrize("name", ["demo", "digits", "split_digits"])
 def test_recipes_for_machines_without_a_network_name_nothing_on_the_hub(name):
     recipe = load_recipe(name)
-    assert all(spec.startswith("embedded:") for spec in [recipe.model, *(t.dataset for t in recipe.tasks.values())])
+    tasks = expand(recipe).tasks.values()
+    assert all(spec.startswith("embedded:") for spec in [recipe.model, *(task.dataset for task in tasks)])
 
 
 def test_the_small_bert_of_yelp_imdb_learns_faster():
@@ -254,9 +259,9 @@ def test_the_small_bert_of_yelp_imdb_learns_faster():
 def test_a_step_takes_what_its_operator_takes():
     operators = pytest.importorskip("hf_fip.operators")
     # The runner gives these: the task by its name, the branch's name, the recipe's folder of data.
-    given = {"dataset", "branch", "data_root"}
+    given = {"dataset", "stream", "branch", "data_root"}
     learning = set(inspect.signature(operators.ContinualLearning).parameters)
-    assert set(OPERATORS["ContinualLearning"]) - {"operator", "task"} == learning - given
+    assert set(OPERATORS["ContinualLearning"]) - {"operator", "task", "stream"} == learning - given
     compression = set(inspect.signature(operators.Compression).parameters)
     assert set(OPERATORS["Compression"]) - {"operator"} <= compression - given
     diversification = set(inspect.signature(operators.Diversification).parameters)
@@ -449,3 +454,153 @@ def test_slips_in_steps_of_diversification(tmp_path, old, new, complaint):
     file.write_text(DIVERSIFYING.replace(old, new))
     with pytest.raises(InputError, match=re.escape(complaint)):
         load_recipe(str(file))
+
+
+STREAM = """
+model: embedded:vit-tiny
+tasks:
+  low: {dataset: embedded:digits, classes: [0, 1]}
+  digits: {dataset: embedded:digits, classes: [2, 3, 4, 5], classes_per_task: 2}
+  eight: {dataset: embedded:digits, classes: [8]}
+label_space: per_task
+reference: learned
+anchor_memory: reservoir
+path:
+  - operator: ContinualLearning
+    stream: [digits, eight]
+branches:
+  held: [{operator: ContinualLearning, stream: digits, method: ewc, method_options: {strength: 7}}]
+baselines: [naive]
+"""
+
+
+def test_a_stream_learns_the_parts_of_a_split_in_turn(recipe_file):
+    recipe = load_recipe(recipe_file(STREAM))
+    assert load_recipe(recipe_file(recipe.to_yaml())) == recipe, "as the user wrote it, not expanded"
+    expanded = expand(recipe)
+    assert list(expanded.tasks) == ["low", "digits-01", "digits-02", "eight"]
+    assert expanded.tasks["digits-02"].label_names() == ["4", "5"]
+    plan = expanded.plan()
+    assert plan["fip"][0].stream == plan["naive"][0].stream == ("digits-01", "digits-02", "eight")
+    assert plan["fip"][0].settings["reference"] == "learned" and plan["fip"][0].task is None
+    assert plan["held"][0].stream == ("digits-01", "digits-02")
+    assert plan["held"][0].settings["method_options"] == {"strength": 7}
+
+
+def test_a_split_base_is_its_first_part_and_the_path_the_others(recipe_file):
+    text = "model: embedded:vit-tiny\ntasks: {d: {dataset: 'embedded:digits', classes_per_task: 5}}\n"
+    recipe = expand(load_recipe(recipe_file(text)))
+    assert recipe.base_task.name == "d-01" and recipe.base_task.label_names() == ["0", "1", "2", "3", "4"]
+    assert recipe.path == (Step("ContinualLearning", stream=("d-02",)),)
+    with pytest.raises(InputError, match="tasks.d.classes_per_task=10: the data set has no more classes"):
+        expand(load_recipe(recipe_file(text), ["tasks.d.classes_per_task=10"]))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at", "complaint"),
+    [
+        ("stream: [digits, eight]", "task: digits", "task: digits", "task 'digits' is split into several; use stream"),
+        ("stream: [digits, eight]", "stream: [digit]", "stream: [digit]", "unknown task 'digit'"),
+        ("stream: [digits, eight]", "stream: [eight, eight]", "stream: [ei", "names task 'eight' twice"),
+        ("stream: [digits, eight]", "stream: [low]", "stream: [low]", "task 'low' is the base node's"),
+        ("stream: [digits, eight]", "stream: []", "stream: []", "'path.0.stream' is empty"),
+        ("stream: [digits, eight]", "stream: {a: b}", "stream: {a", "'path.0.stream' must be a list"),
+        ("stream: [digits, eight]", "stream: [digits]\n    task: eight", "stream: [d", "has a task and a stream"),
+        ("    stream: [digits, eight]\n", "", "- operator", "name a task, or several in 'stream'"),
+        ("classes_per_task: 2", "classes_per_task: 0", "digits:", "classes_per_task' must be at least 1, not 0"),
+        ("classes_per_task: 2", "classes_per_tasks: 2", "digits:", "did you mean 'classes_per_task'"),
+        ("  eight:", "  digits-02:", "  digits-02:", "task 'digits-02' is named like a part of 'digits'"),
+        ("{strength: 7}", "7", "held:", "'branches.held.0.method_options' must be a mapping"),
+    ],
+)
+def test_slips_in_streams(recipe_file, old, new, at, complaint):
+    assert old in STREAM
+    text = STREAM.replace(old, new)
+    with pytest.raises(InputError) as error:
+        load_recipe(recipe_file(text))
+    assert complaint in str(error.value) and f"mine.yaml, line {line_of(text, at)}: " in str(error.value)
+
+
+def test_a_list_of_budgets_makes_a_branch_of_each_and_every_rival_once(recipe_file):
+    text = RECIPE.replace("baselines: [naive]", "baselines: [naive, der]\ndisagreement_budget: [0.01, 0.02, 5e-2]\n")
+    text += (
+        "branches: {loose: [{operator: ContinualLearning, task: high, beta: [1, 10], disagreement_budget: null}]}\n"
+    )
+    recipe = load_recipe(recipe_file(text))
+    plan = recipe.plan()
+    assert list(plan) == ["fip-0.01", "fip-0.02", "fip-0.05", "naive", "der", "loose-1", "loose-10"]
+    assert [plan[name][0].settings["disagreement_budget"] for name in list(plan)[:3]] == [0.01, 0.02, 0.05]
+    assert [plan[name][0].settings["beta"] for name in ("loose-1", "loose-10")] == [1.0, 10.0]
+    assert load_recipe(recipe_file(recipe.to_yaml())) == recipe
+    alone = load_recipe(recipe_file(text), ["disagreement_budget=0.02"])
+    assert plan["fip-0.02"] == alone.plan()["fip"], "a branch of a sweep is the run with that value"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("anchors: 40", "beta: []", "'beta' is an empty list"),
+        ("anchors: 40", "beta: [1, 1.0]", "'beta' holds 1 twice"),
+        ("anchors: 40", "beta: [1, 0]", "'beta.1' must be more than 0, not 0.0"),
+        ("anchors: 40", "disagreement_budget: [0.1, x]", "'disagreement_budget.1' must be a number, not 'x'"),
+        ("anchors: 40", "beta: [1, 2]\ndistance_budget: [0.1, 0.2]", "several lists: 'beta' [1.0, 2.0], 'distance_bu"),
+        (
+            "baselines: [naive]",
+            "beta: [1, 2]\nbranches: {fip-1: [{operator: ContinualLearning, task: high, beta: 1}]}",
+            "twice",
+        ),
+    ],
+)
+def test_slips_in_lists_of_budgets(recipe_file, old, new, complaint):
+    with pytest.raises(InputError, match=re.escape(complaint)) as error:
+        load_recipe(recipe_file(edited(old, new)))
+    assert re.search(r"mine\.yaml, line \d+: ", str(error.value))
+
+
+def test_a_setting_of_the_path_alone_never_reaches_a_rival(recipe_file):
+    text = COMPRESSING.replace("letters}", "letters, beta: 3, method_options: {a: 1}, anchors: 7}")
+    plan = load_recipe(recipe_file(text)).plan()
+    learning, compressing = plan["naive"]
+    assert learning.settings["anchors"] == 7
+    assert not {"beta", "distance_budget", "method_options"} & learning.settings.keys()
+    assert compressing.settings["distance_budget"] == 0.1
+    assert "distance_budget" not in plan["gmp"][1].settings, "a method that keeps no function can hold no budget"
+
+
+def test_the_summary_of_a_long_stream_shows_the_mean_of_its_tasks():
+    tasks = [f"t{i:02d}" for i in range(20)]
+    node = {f"{task}/accuracy": 0.5 + 0.01 * i for i, task in enumerate(tasks)}
+    distance = {"parent": 0.1, "root": 0.2, "name": "l2", "unit": "share"}
+    result = {
+        "graph": "out",
+        "endpoints": {"fip-0.01": "f", "naive": "n"},
+        "metrics": {"f": node, "n": {"t00/accuracy": 1.0}},
+        "functional_distance": {"f": distance, "n": distance},
+        "report": None,
+        "recipe": {"tasks": dict.fromkeys(tasks, {})},
+    }
+    lines = summary(result).splitlines()
+    assert [line.split() for line in lines[1:4]] == [
+        ["branch", "mean", "distance"],
+        ["naive", "-", "0.2000"],
+        ["fip-0.01", "59.5", "0.2000"],
+    ]
+    assert "20 tasks" in lines[5]
+
+
+def test_a_run_streams_its_splits_sweeps_its_budgets_and_goes_on(recipe_file, tmp_path):
+    quick = ["tasks.digits.max_train=100", "tasks.digits.max_test=50", "anchors=20", "baselines=[naive]"]
+    quick += ["tasks.digits.classes=[0,1,2,3,4,5]", "base.max_steps=2", "training.max_steps=2", "report=false"]
+    recipe = load_recipe("split_digits", [*quick, "disagreement_budget=[0.1,0.5]", "training.restoration_steps=2"])
+    result = run(recipe, tmp_path / "out")
+    assert list(result["endpoints"]) == ["base", "fip-0.1", "fip-0.5", "naive"]
+    assert list(result["recipe"]["tasks"]) == ["digits-01", "digits-02", "digits-03"]
+    graph = ModelGraph.load(result["graph"])
+    assert [len(node.tasks) for node in graph] == [1, 2, 3, 2, 3, 2, 3]
+    assert [graph[name].protocol["budget"]["asked"]["disagreement"] for name in ("fip-0.1", "fip-0.5")] == [0.1, 0.5]
+    again = run(load_recipe(tmp_path / "out" / "recipe.yaml"), tmp_path / "out")
+    assert again["endpoints"] == result["endpoints"]
+    bad = load_recipe("split_digits", ["path=[{operator: ContinualLearning, stream: digits, method_options: {a: 1}}]"])
+    with pytest.raises(InputError, match="method_options"):
+        run(bad, tmp_path / "bad")
+    assert not len(ModelGraph(tmp_path / "bad" / "graph")), "refused before the base was trained"
