@@ -165,13 +165,32 @@ def sparsity_pictures(rows: list[dict[str, Any]], axis: str, level: str = "accur
     drawn = {}
     for metric, title in ((level, titles[level]), ("changed predictions", "changed predictions (%)")):
         named = {name: (name, metric) for name in names}
-        drawn[metric.replace(" ", "-").replace("%", "share")] = lines(curves, named, x="sparsity", axes=(axis, title))
+        drawn[_file_name(metric)] = lines(curves, named, x="sparsity", axes=(axis, title))
     with_random = {name: (name, "accuracy") for name in (*LAYERED, RANDOM)}
     drawn["random"] = lines(curves, with_random, x="sparsity", axes=(axis, titles["accuracy"]))
+    levels = sorted({row["setting"]["sparsity"] for row in curves if "sparsity" in row["setting"]})
     for figure in drawn.values():
         # The last per cents would lie on top of one another.
-        figure.update_xaxes(type="category")
+        figure.update_xaxes(type="category", categoryorder="array", categoryarray=levels)
+    for metric in (level, "changed predictions"):
+        drawn[_file_name(metric)].update_yaxes(range=_window(curves, metric))
     return drawn | {"layers": _layers([row for row in rows if "layer" in row["setting"]])}
+
+
+def _window(rows: list[dict[str, Any]], metric: str) -> list[float]:
+    """The part of the axis to show: a method that fails would press all others into one line."""
+    values = {row["method"]: [] for row in rows if row["method"] != RANDOM}
+    for row in rows:
+        if row["metric"] == metric and row["method"] in values:
+            values[row["method"]].append(row["mean"])
+    close = [value for name in LAYERED for value in values[name]]
+    room = max(close) - min(close)
+    shown = [v for own in values.values() for v in own if min(close) - 1.5 * room < v < max(close) + 1.5 * room]
+    return [min(shown) - 0.2 * room, max(shown) + 0.2 * room]
+
+
+def _file_name(metric: str) -> str:
+    return metric.replace(" ", "-").replace("%", "share")
 
 
 def _layers(rows: list[dict[str, Any]]) -> go.Figure:
