@@ -218,7 +218,7 @@ class PathRecorder:
             self.last_node = node
             self.points.append(step)
             if trainer.args.reference == "previous" and trainer.preservation.distance is not None:
-                trainer.preservation.refer()
+                trainer.preservation.refer_to_present()
             if trainer.args.step_norm is not None:
                 self._last_weights = [p.detach().clone() for p in self._trained_parameters().values()]
             for term in trainer.terms:

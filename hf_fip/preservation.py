@@ -62,6 +62,9 @@ class Preservation:
         self._reference_nodes = self._nodes
         if trainer.references:
             self._refer_to(trainer.references)
+        elif trainer.known_outputs is not None:
+            tasks = [*self.anchors.tasks, *(self.heldout.tasks if self.heldout is not None else ())]
+            self._know([trainer.known_outputs] * (1 + max(tasks)))
         distance = self.args.distance
         unit = float(distance.scale(reference))
         if not unit > 0:
@@ -119,18 +122,23 @@ class Preservation:
             outputs = torch.cat(self._gather([rows for _, rows, _ in self._outputs(anchors, check_size=True)]))
             anchors.remember(outputs, dtype=dtype, pin=pin)
 
+    def refer_to_present(self) -> None:
+        """The current network becomes the reference, with all of its outputs."""
+        self.refer()
+        self._reference_nodes = self._nodes
+
     def _refer_to(self, nodes: Sequence[Node]) -> None:
         """
-        On each task's inputs, the first outputs of the reference become those of the node that had just learned it;
-        what its head did not have yet stays that of the path's start.
+        On each task's inputs, the reference becomes the outputs of the node that had just learned it. What its head
+        did not have yet is compared with its mean output: with the outputs of the path's start in their place, a
+        stream without labels lost half of what it keeps so.
         """
         if self.trainer.kind is not OutputKind.EXAMPLE:
             raise InputError(
                 f"reference='learned' needs one output row per example, but a {type(self.trainer.unwrapped).__name__} "
                 f"has {self.trainer.kind.value}; use reference='origin'"
             )
-        width = self.anchors.all_reference.shape[-1]
-        table = torch.zeros(len(nodes), width, dtype=torch.bool)
+        known = [0] * len(nodes)
         for number, node in enumerate(nodes):
             model = node.load_model().to(self.args.device)
             for anchors in filter(None, (self.anchors, self.heldout)):
@@ -138,9 +146,14 @@ class Preservation:
                 rows = self._gather([rows for _, rows, _ in self._outputs(anchors, indices=indices, model=model)])
                 if rows:
                     outputs = torch.cat(rows)
-                    anchors.amend(indices, outputs)
-                    table[number, : outputs.shape[-1]] = True
-        self._reference_nodes = table if self._nodes is None else table & self._nodes[: len(nodes)]
+                    anchors.amend(indices, self.args.distance.extend(outputs.float(), anchors.all_reference.shape[-1]))
+                    known[number] = outputs.shape[-1]
+        self._know(known)
+
+    def _know(self, known: Sequence[int]) -> None:
+        """Of each task, how many of the nodes the reference had: its predictions are among those."""
+        table = torch.arange(self.anchors.all_reference.shape[-1]) < torch.tensor(known)[:, None]
+        self._reference_nodes = table if self._nodes is None else table & self._nodes[: len(known)]
 
     def drift(self, anchors: Anchors) -> Drift:
         """How far the current network's outputs on `anchors` are from the reference."""
@@ -153,10 +166,11 @@ class Preservation:
                     f"learning_rate={self.args.learning_rate:g}. No path point was recorded from these weights"
                 )
             reference = anchors.reference(indices).float()
-            batch = OutputBatch(rows, example_index=example_index, examples=len(indices))
+            nodes = _rows_of(self._nodes, anchors, indices, rows.device)
+            batch = OutputBatch(rows, example_index=example_index, examples=len(indices), nodes=nodes)
             distances.append(self.distance.per_example(rows, reference, batch))
             differs = predictions_changed(
-                within(rows, _rows_of(self._nodes, anchors, indices)),
+                within(rows, nodes),
                 within(reference, _rows_of(self._reference_nodes, anchors, indices)),
             )
             if differs is not None and example_index is not None:

@@ -76,6 +76,8 @@ class FIPTrainer(Trainer):
             losses of labels, predictions and accuracy are taken within an input's task. See `fip_task` of anchors.
         references (sequence of `Node`, *optional*):
             For each earlier task the node whose outputs are kept on its anchors; by default those of the path's start.
+        known_outputs (`int`, *optional*):
+            Number of output nodes before the head grew for this path: the reference's predictions are among those.
 
     Raises:
         [`InputError`]: for arguments that cannot work, before training starts.
@@ -115,6 +117,7 @@ class FIPTrainer(Trainer):
         origin: Origin | None = None,
         task_nodes: Sequence[Sequence[int]] | None = None,
         references: Sequence[Node] = (),
+        known_outputs: int | None = None,
         **kwargs: Any,
     ):
         args = FIPConfig("trainer_output") if args is None else args
@@ -128,6 +131,7 @@ class FIPTrainer(Trainer):
         self.heldout_dataset = heldout_dataset
         self.preserve = preserve
         self.references = tuple(references)
+        self.known_outputs = known_outputs
         self.node_table: Tensor | None = None
         self.terms: list[Term] = []
         self.path: PathRecorder | None = None

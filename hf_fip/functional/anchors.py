@@ -261,14 +261,15 @@ class Anchors:
 
     def amend(self, indices: Sequence[int], reference: Tensor) -> None:
         """
-        Exchanges the first outputs of some of the reference's rows, for models with one row per example.
+        Exchanges some of the reference's rows, for models with one row per example.
 
         Args:
             indices (sequence of `int`): Which anchors.
-            reference (`torch.Tensor`): `[indices, outputs]`, with as many outputs as are to be exchanged.
+            reference (`torch.Tensor`): `[indices, outputs]`.
         """
         rows = torch.as_tensor(indices, dtype=torch.long)
-        self.all_reference[rows, : reference.shape[-1]] = reference.detach().to("cpu", self.all_reference.dtype)
+        dtype = self.all_reference.dtype
+        self.all_reference[rows] = reference.detach().cpu().clamp(min=torch.finfo(dtype).min).to(dtype)
 
     def check_size(self, outputs_per_row: int, *, bytes_per_value: int, limit_gb: float) -> None:
         """

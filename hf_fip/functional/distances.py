@@ -93,7 +93,7 @@ class Distance:
             unscored = ~mask.unsqueeze(-1)
             outputs, reference = outputs.masked_fill(unscored, 0.0), reference.masked_fill(unscored, 0.0)
 
-        distances = self.function(outputs, self._extend(reference, outputs.shape[-1]), **self.parameters)
+        distances = self.function(outputs, self.extend(reference, outputs.shape[-1]), **self.parameters)
         if distances.ndim == 1:
             return distances
         if mask is None:
@@ -123,7 +123,17 @@ class Distance:
         rows = reference.unsqueeze(-1) if reference.ndim == 1 else reference.flatten(0, -2)
         return self.unit_of(rows.detach())
 
-    def _extend(self, reference: Tensor, nodes: int) -> Tensor:
+    def extend(self, reference: Tensor, nodes: int) -> Tensor:
+        """
+        The reference of a network whose head has grown since: see [`~Distance.per_example`].
+
+        Args:
+            reference (`Tensor`): `[..., known]`.
+            nodes (`int`): Number of output nodes now.
+
+        Returns:
+            `Tensor`: `[..., nodes]`.
+        """
         if self.compares == "probabilities" and min(nodes, reference.shape[-1]) < 2:
             raise InputError(
                 f"functional_distance={self.name!r} compares probabilities, but the model has a single output "

@@ -40,7 +40,11 @@ class FunctionalDistance(Term):
         return step.anchors.mean(self.per_example(step.anchors.outputs, step.anchors.reference, step.anchors))
 
     def per_example(self, outputs: Tensor, reference: Tensor, batch) -> Tensor:
-        """Distance of each example, `[examples]`, in the unit above."""
+        """
+        Distance of each example, `[examples]`, in the unit above; where its task is known, between the task's outputs.
+        """
+        if batch.nodes is not None:
+            outputs = outputs.where(batch.nodes, reference)
         distances = self.distance.per_example(outputs, reference) / self.unit
         return distances if batch.example_index is None else mean_by_example(distances, batch)
 

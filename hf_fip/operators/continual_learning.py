@@ -245,6 +245,7 @@ class ContinualLearning(PathOperator):
             "method": self.method.summary,
         }
         learned = self.parameters["reference"] == "learned"
+        grown = is_labelled and policy != "shared"
         shared = self._shared(start, protocol, spaces)
         if self.method.own_weights:
             shared = self._measured_alone(start.node, shared)
@@ -255,6 +256,7 @@ class ContinualLearning(PathOperator):
             **shared,
             train_dataset=train,
             references=learned_at(start.graph.lineage(start.node)) if learned else (),
+            known_outputs=space[0] if grown else None,
             terms=[*kept_zeros(start.node, keep_zeros), *self.method.terms(**options)],
             preserve=self.method.preserve,
         )
