@@ -62,6 +62,7 @@ class Preservation:
         self._reference_nodes = self._nodes
         if trainer.references:
             self._refer_to(trainer.references)
+            self.root = self.anchors.reference(self._edge_indices).float()
         elif trainer.known_outputs is not None:
             tasks = [*self.anchors.tasks, *(self.heldout.tasks if self.heldout is not None else ())]
             self._know([trainer.known_outputs] * (1 + max(tasks)))

@@ -62,7 +62,12 @@ def scenario_sentence(node: Node) -> str:
     if not isinstance(scenario, str):
         return ""
     given = "" if node.protocol.get("task_id_at_test") else "not "
-    return f"Scenario: {scenario}; the task of an input is {given}given where metrics are measured."
+    told = f"Scenario: {scenario}; the task of an input is {given}given where metrics are measured."
+    before = node.protocol.get("measured_before")
+    if not isinstance(before, list) or not before:
+        return told
+    named = ", ".join(map(str, before))
+    return f"{told} Metrics of {named} are those of the nodes before it, whose weights these tasks go on using."
 
 
 def certificates(node: Node) -> list[str]:

@@ -83,6 +83,7 @@ def test_earlier_tasks_keep_their_metrics_and_the_node_says_so(base, path):
     assert high.metrics["middle/accuracy"] == middle.metrics["middle/accuracy"]
     assert min(middle.metrics["middle/accuracy"], high.metrics["high/accuracy"]) > 0.5, "learned: a third is guessing"
     assert high.protocol["measured_before"] == ["low", "middle"]
+    assert "Metrics of low, middle are those of the nodes before it" in (high.folder / "README.md").read_text()
     assert high.protocol["task_id_at_test"] is True and high.protocol["scenario"] == "task-incremental"
     assert [one.name for one in high.tasks] == list(NAMES)
 
