@@ -9,7 +9,7 @@ from .sample_graph import RECIPE, add, sample_graph, weights
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium or Chrome")
 
-SECTIONS = ["summary", "lineage", "paths", "weight-space", "budget", "nodes", "recipe"]
+SECTIONS = ["summary", "lineage", "paths", "weight-space", "budget", "pareto", "nodes", "recipe"]
 COLUMN = """[...document.querySelectorAll('#nodes tbody tr')].map((row) => row.cells[{0}].textContent.trim())"""
 HEADERS = "[...document.querySelectorAll('#nodes th')]"
 
@@ -199,7 +199,7 @@ def test_graphs_without_a_path_open_without_complaint(browser, tmp_path):
 def test_pictures_are_saved_as_png_and_svg(graph, tmp_path):
     files = save_pictures(graph, tmp_path / "pictures")
     assert sorted(file.name for file in files) == [
-        f"{name}.{kind}" for name in ("lineage", "paths", "weight_space") for kind in ("png", "svg")
+        f"{name}.{kind}" for name in ("lineage", "pareto", "paths", "weight_space") for kind in ("png", "svg")
     ]
     for file in files:
         start = file.read_bytes()[:200]
