@@ -70,6 +70,7 @@ def travel(tmp_path, name, processes, per_device):
     return ModelGraph.load(tmp_path / name / "graph")["second"]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     one, two = travel(tmp_path, "one", 1, 8), travel(tmp_path, "two", 2, 4)
     assert_same_weights(*(load_file(node.folder / "model.safetensors") for node in (one, two)), tolerance=2e-5)

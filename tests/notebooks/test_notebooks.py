@@ -38,6 +38,7 @@ def test_the_quickstart_reaches_its_report(tmp_path: Path):
     assert "naive" in printed and "report.html" in printed
 
 
+@pytest.mark.slow
 def test_forgetting_is_controlled_certified_and_priced(tmp_path: Path):
     printed = run("forgetting_control.ipynb", tmp_path, os.environ, epochs=1)
     assert "held-out inputs would do" in printed, "what is not certified says so, and why"
