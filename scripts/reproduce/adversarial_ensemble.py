@@ -204,6 +204,7 @@ def _measured(case: Case, seed: int, folder: Path, data_root: str | None) -> lis
         note("PGD white-box", _accuracy(ensemble, white, right[:half]), epsilon=round(middle, 4))
         if name.startswith("fip"):
             _record(ensemble, name.replace(", ", "-"), graph, data, transferred, right)
+    graph.refresh()
     write_report(graph)
     return found
 
