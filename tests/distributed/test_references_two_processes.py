@@ -65,7 +65,7 @@ def travel(tmp_path, name, processes, per_device):
     )
     command = [sys.executable, *launcher, str(script), str(tmp_path / name), str(per_device)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return ModelGraph.load(tmp_path / name / "graph")["second"]
 

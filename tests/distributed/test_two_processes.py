@@ -58,7 +58,7 @@ def travel(tmp_path, name, kind, processes, per_device, accumulation=1, budget=0
     command = [sys.executable, *launcher, str(script), str(tmp_path / name), kind, str(per_device), str(accumulation)]
     command.append(str(budget))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return ModelGraph.load(tmp_path / name / "graph")
 

@@ -28,7 +28,7 @@ def hf_fip(graph, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "hf_fip", "query", *map(str, arguments)]
     folder = graph.folder.parent
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=600)
 
 
 def test_json_is_the_result_and_is_saved_for_the_report(graph):
