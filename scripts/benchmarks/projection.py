@@ -6,8 +6,8 @@ What pulling a network towards its projection costs.
 On a model of the shape of BERT-base with random weights, on one device, in one run and in turns, so that ratios can be
 compared: (1) the exact global magnitude threshold, and the masks from it, against one pass over the weights (the
 magnitude of each weight, written to memory); (2) an optimizer step with the pull, its refreshes included, against a
-plain step of forward, backward and AdamW, with the pull decoupled, as a gradient, and held at zero. Medians; times of
-different runs are not compared.
+plain step of forward, backward and AdamW, with the pull decoupled, as a gradient, and held at zero, and decoupled with
+the Fisher score, which looks at the gradients. Medians; times of different runs are not compared.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def measure(options) -> dict:
 
     from hf_fip.objectives import Pull, get_projection
     from hf_fip.objectives.prunable import prunable_weights
+    from hf_fip.objectives.scores import get_score
     from hf_fip.objectives.selection import kth_smallest
     from hf_fip.terms import apply_gradient_terms, apply_weight_terms
 
@@ -80,7 +81,14 @@ def measure(options) -> dict:
 
     held = term()
     held.frozen = True
-    terms = {"plain": None, "decoupled": term(), "gradient": term(decoupled=False), "held": held}
+    fisher = get_score("fisher")
+    terms = {
+        "plain": None,
+        "decoupled": term(),
+        "fisher": term(score=fisher),
+        "gradient": term(decoupled=False),
+        "held": held,
+    }
 
     def step(pull: Pull | None) -> None:
         model(input_ids=inputs, labels=labels).loss.backward()
@@ -98,7 +106,15 @@ def measure(options) -> dict:
         for name, pull in terms.items():
             steps[name].append(clock.time(lambda pull=pull: step(pull)))
     plain = statistics.median(steps["plain"])
-    refreshing = statistics.median(seconds["projection"]) / options.refresh / plain
+    seconds["fisher"] = [
+        clock.time(lambda: unstructured.code(weights, options.sparsity, fisher.values(weights)))
+        for _ in range(options.rounds)
+    ]
+    refreshing = {
+        name: statistics.median(seconds["fisher" if name == "fisher" else "projection"]) / options.refresh / plain
+        for name in terms
+    }
+    refreshing["held"] = 0.0
     alone = {
         name: statistics.median(clock.time(lambda pull=pull: _hooks(pull, parameters)) for _ in range(options.rounds))
         for name, pull in terms.items()
@@ -118,17 +134,15 @@ def measure(options) -> dict:
         "projection": {**projections, "pass_seconds": one_pass},
         "step": {
             "plain_seconds": plain,
-            "refresh_share": refreshing,
+            "refresh_share": refreshing["decoupled"],
+            "fisher_refresh_share": refreshing["fisher"],
             **{
-                f"{name}_over_plain": statistics.median(times) / plain + (refreshing if name != "held" else 0.0)
+                f"{name}_over_plain": statistics.median(times) / plain + refreshing[name]
                 for name, times in steps.items()
                 if name != "plain"
             },
             # The hooks alone: less noisy than the difference of two long steps.
-            **{
-                f"{name}_hooks_share": time / plain + (refreshing if name != "held" else 0.0)
-                for name, time in alone.items()
-            },
+            **{f"{name}_hooks_share": time / plain + refreshing[name] for name, time in alone.items()},
         },
     }
 

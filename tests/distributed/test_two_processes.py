@@ -46,6 +46,7 @@ trainer = FIPTrainer(
     **arguments_of,
 )
 trainer.train()
+trainer.accelerator.end_training()
 """
 
 

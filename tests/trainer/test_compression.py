@@ -108,6 +108,15 @@ def test_points_lie_in_every_kind_of_set(projection, options, base):
     assert any(not torch.equal(found[name], start[name]) for name in found)
 
 
+def test_the_invariant_path_drops_by_the_fisher_score_and_its_rivals_by_their_own():
+    def score(*args, **options):
+        return Compression(*args, **options).parameters["score"]
+
+    assert score(0.5) == "fisher" and score(0.5, score="magnitude") == "magnitude"
+    assert score(0.5, method="gmp") == "magnitude" and score(0.5, method="movement") == "movement"
+    assert score(0.5, projection="structured") == score(projection="int8") == "magnitude"
+
+
 @pytest.mark.parametrize("score", ["saliency", "fisher", "second_order"])
 def test_other_scores_choose_other_weights(score, base):
     zeros = [
