@@ -67,6 +67,7 @@ def _execute(args: argparse.Namespace) -> int:
     with _stdout_for_results_only(args.debug):
         _set_verbosity(args.debug)
         text = args.command(args)
+    _end_processes()
     if text is None:
         # Of several processes the first one speaks.
         return OK
@@ -80,6 +81,15 @@ def _execute(args: argparse.Namespace) -> int:
         # The reader of our output has left, as in `hf-fip show … | head`.
         return FAILED
     return args.exit_code
+
+
+def _end_processes() -> None:
+    """Ends a launcher's group of processes: one that is still there when the interpreter goes may abort it."""
+    if "WORLD_SIZE" in os.environ:
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _explain(error: Exception, debug: bool) -> int:

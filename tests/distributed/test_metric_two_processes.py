@@ -1,20 +1,12 @@
 """Two gloo processes that share the anchors find the metric tensor of one."""
 
-import os
-import subprocess
-import sys
-
 import torch
 from safetensors.torch import load_file
 
-from tests.testing_utils import ROOT
+from tests.testing_utils import run_processes
 
 
 SCRIPT = """
-import os
-import sys
-
-import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
@@ -22,7 +14,6 @@ from hf_fip.geometry import MetricTensor
 from hf_fip.geometry.spectrum import find_spectrum
 from tests.testing_utils import classifier
 
-torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)
 model = accelerator.prepare(classifier(num_labels=3).double())
 torch.manual_seed(0)
@@ -45,20 +36,12 @@ for metric in ("l2", "fisher"):
         results |= {f"{metric} {name}": value.contiguous() for name, value in found.items()}
 if accelerator.is_main_process:
     save_file(results, sys.argv[1])
-accelerator.end_training()
 """
 
 
 def found(folder, processes: int) -> dict[str, torch.Tensor]:
-    script, file = folder / "run.py", folder / f"{processes}.safetensors"
-    script.write_text(SCRIPT)
-    launcher = (
-        [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(script), str(file)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    file = folder / f"{processes}.safetensors"
+    run_processes(processes, folder / "run.py", SCRIPT, file)
     return load_file(file)
 
 

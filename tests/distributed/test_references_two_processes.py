@@ -1,29 +1,19 @@
 """Two gloo processes keep each task's own reference outputs, and judge within known tasks, as one process does."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 from safetensors.torch import load_file
 
 from hf_fip import ModelGraph
-from tests.testing_utils import ROOT, assert_same_weights
+from tests.testing_utils import assert_same_weights, run_processes
 
 
 SCRIPT = """
-import os
-import sys
-
-import torch
-
 from hf_fip import FIPTrainer
 from hf_fip.models.heads import grow_head
 from hf_fip.path import Origin
 from hf_fip.starting_network import TASK_COLUMN
 from tests.testing_utils import arguments, classifier, texts, tokenizer
 
-torch.set_num_threads(1)
 folder, per_device = sys.argv[1], int(sys.argv[2])
 settings = {
     "max_steps": 4,
@@ -58,15 +48,7 @@ FIPTrainer(
 
 
 def travel(tmp_path, name, processes, per_device):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    launcher = (
-        [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    )
-    command = [sys.executable, *launcher, str(script), str(tmp_path / name), str(per_device)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_processes(processes, tmp_path / "run.py", SCRIPT, tmp_path / name, per_device)
     return ModelGraph.load(tmp_path / name / "graph")["second"]
 
 

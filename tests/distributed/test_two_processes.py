@@ -1,27 +1,18 @@
 """Two gloo processes take the same path as one."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from safetensors.torch import load_file
 
 from hf_fip import ModelGraph
-from tests.testing_utils import ROOT, assert_same_weights
+from tests.testing_utils import assert_same_weights, run_processes
 
 
 SCRIPT = """
-import os
-import sys
-
-import torch
-
 from hf_fip import FIPTrainer
 from tests.testing_utils import arguments, case, texts
 
-torch.set_num_threads(1)
 folder, kind, per_device, accumulation = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 budget = float(sys.argv[5]) or None
 arguments_of = case(kind)
@@ -46,21 +37,12 @@ trainer = FIPTrainer(
     **arguments_of,
 )
 trainer.train()
-trainer.accelerator.end_training()
 """
 
 
 def travel(tmp_path, name, kind, processes, per_device, accumulation=1, budget=0):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    launcher = (
-        [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    )
-    command = [sys.executable, *launcher, str(script), str(tmp_path / name), kind, str(per_device), str(accumulation)]
-    command.append(str(budget))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    arguments = tmp_path / name, kind, per_device, accumulation, budget
+    run_processes(processes, tmp_path / "run.py", SCRIPT, *arguments)
     return ModelGraph.load(tmp_path / name / "graph")
 
 

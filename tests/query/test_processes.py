@@ -1,20 +1,17 @@
 """Two gloo processes share a query and both have the result of one."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from hf_fip.query import query
-from tests.testing_utils import ROOT
+from tests.testing_utils import run_processes
 
 from .families import family, model_of, sentences, words
 
 
 SCRIPT = """
-import json, sys
+import json
 from hf_fip.graph import ModelGraph
 from hf_fip.query import query
 from hf_fip.query.sharing import Processes
@@ -31,12 +28,7 @@ with open(f"{sys.argv[2]}-{rank}.json", "w") as file:
 
 def test_two_processes_share_nodes_and_examples(tmp_path):
     graph = family(tmp_path / "graph", lambda seed: model_of("fill-mask"), 5, task="fill-mask", processor=words())
-    (tmp_path / "run.py").write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(tmp_path / "run.py"), str(graph.folder), str(tmp_path / "found")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_processes(2, tmp_path / "run.py", SCRIPT, graph.folder, tmp_path / "found")
     first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     options = ({}, {"nodes": ["fip-1"]}, {"strategy": "racing"}, {"metric": "functional_distance:fip-0"})

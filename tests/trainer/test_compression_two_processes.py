@@ -1,27 +1,17 @@
 """Two gloo processes compress as one: the analytic gradient is not summed over them, and both hold the same zeros."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from hf_fip import ModelGraph
-from tests.testing_utils import ROOT, assert_same_weights, weights
+from tests.testing_utils import assert_same_weights, run_processes, weights
 
 
 SCRIPT = """
-import os
-import sys
-
-import torch
-
 from hf_fip import FIPTrainer
 from hf_fip.objectives import Pull, TaskLoss, get_projection
 from tests.testing_utils import arguments, case
 
-torch.set_num_threads(1)
 folder, decoupled, per_device, accumulation = sys.argv[1], sys.argv[2] == "decoupled", *map(int, sys.argv[3:])
 arguments_of = case("sequence-classification")
 arguments_of["model"] = arguments_of["model"].double()
@@ -52,15 +42,8 @@ if "WORLD_SIZE" in os.environ:
 
 
 def travel(tmp_path, name, pull, processes, per_device, accumulation=1):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    launcher = (
-        [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    )
-    command = [sys.executable, *launcher, str(script), str(tmp_path / name), pull, str(per_device), str(accumulation)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    arguments = tmp_path / name, pull, per_device, accumulation
+    run_processes(processes, tmp_path / "run.py", SCRIPT, *arguments)
     return ModelGraph.load(tmp_path / name / "graph")
 
 

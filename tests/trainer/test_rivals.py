@@ -1,9 +1,5 @@
 """The rivals in the trainer: accumulation, resuming, cached outputs of the new task, adapters."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +13,16 @@ from hf_fip.models.heads import grow_head
 from hf_fip.models.loading import load_model
 from hf_fip.starting_network import TASK_COLUMN
 from hf_fip.terms import Term
-from tests.testing_utils import ROOT, arguments, assert_same_weights, case, classifier, texts, tokenizer, weights
+from tests.testing_utils import (
+    arguments,
+    assert_same_weights,
+    case,
+    classifier,
+    run_processes,
+    texts,
+    tokenizer,
+    weights,
+)
 
 
 # Not FDR: a norm has no gradient where it is zero, so its first step follows the sign of rounding errors.
@@ -212,10 +217,7 @@ def test_an_adapter_without_rank_is_refused():
 # ---- Two processes --------------------------------------------------------------------------------------------------
 
 TWO_PROCESSES = """
-import sys
-import torch
 from tests.trainer.test_rivals import rival
-torch.set_num_threads(1)
 folder, method, per_device = sys.argv[1], sys.argv[2], int(sys.argv[3])
 rival(
     method,
@@ -234,14 +236,9 @@ rival(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["gem", "agem", "ewc", "lwf"])
 def test_two_processes_take_a_rivals_steps_as_one(method, tmp_path):
-    (tmp_path / "run.py").write_text(TWO_PROCESSES)
     found = []
     for processes, per_device in ((1, 8), (2, 4)):
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"] if processes == 2 else []
         folder = tmp_path / str(processes)
-        command = [sys.executable, *launcher, str(tmp_path / "run.py"), str(folder), method, str(per_device)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_processes(processes, tmp_path / "run.py", TWO_PROCESSES, folder, method, per_device)
         found.append(load_file(ModelGraph.load(folder / "graph")["fip"].folder / "model.safetensors"))
     assert_same_weights(*found, tolerance=2e-5)

@@ -1,9 +1,5 @@
 """`solver="trust_region"`: every optimizer step is eq. 4's, and nothing else moves the weights."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -13,7 +9,7 @@ from hf_fip.geometry import MetricTensor
 from hf_fip.geometry.steps import fip_step
 from hf_fip.preservation import Preservation
 from hf_fip.trust_region import ExactPreservation
-from tests.testing_utils import KINDS, ROOT, arguments, assert_same_weights, case, classifier, texts, weights
+from tests.testing_utils import KINDS, arguments, assert_same_weights, case, classifier, run_processes, texts, weights
 
 
 KIND = "sequence-classification"
@@ -235,15 +231,9 @@ def test_the_penalty_is_the_default(tmp_path):
 
 
 SCRIPT = """
-import os
-import sys
-
-import torch
-
 from hf_fip import FIPTrainer
 from tests.testing_utils import arguments, case
 
-torch.set_num_threads(1)
 folder, per_device, accumulation = sys.argv[1], *map(int, sys.argv[2:])
 arguments_of = case("sequence-classification")
 arguments_of["model"] = arguments_of["model"].double()
@@ -268,18 +258,10 @@ FIPTrainer(
 @pytest.mark.slow
 def test_two_processes_take_the_same_steps_as_one(tmp_path):
     """In float64, the way back into the budget included."""
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
     graphs = []
-    for name, launcher, sizes in (
-        ("one", [], ["8", "1"]),
-        ("two", ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"], ["2", "2"]),
-    ):
-        command = [sys.executable, *launcher, str(script), str(tmp_path / name), *sizes]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
-        graphs.append(ModelGraph.load(tmp_path / name / "graph"))
+    for processes, sizes in ((1, (8, 1)), (2, (2, 2))):
+        run_processes(processes, tmp_path / "run.py", SCRIPT, tmp_path / str(processes), *sizes)
+        graphs.append(ModelGraph.load(tmp_path / str(processes) / "graph"))
     for single, double in zip(*graphs, strict=True):
         found = [weights(node.load_model(dtype=torch.float64)) for node in (single, double)]
         assert_same_weights(*found, tolerance=1e-6)
