@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from .errors import InputError
-from .functional.budget import DEFAULT_BETA, Budget
+from .functional.budget import DEFAULT_BETA, DEFAULT_BETA_WITH_PREDICTIONS, Budget
 from .functional.distances import Distance, get_distance
 from .storage import SPARSE_FORMATS
 
@@ -35,7 +35,8 @@ class FIPConfig(TrainingArguments):
             Softmax temperature of `"kl"`; the distance's own default otherwise.
         beta (`float`, *optional*):
             Weight of the secondary objective against the functional distance (eq. 4): `L + D / beta` is minimised.
-            Defaults to 0.2, or to what the budget asks for.
+            Defaults to what the budget asks for; without one to 0.2, or to 1 where the anchors' predictions are kept
+            as well (see `anchor_prediction_weight`).
         distance_budget (`float`, *optional*):
             Forgetting control: the largest functional distance on the anchors at every recorded point, as a share of
             the outputs' variance (no unit; 0.02 is a good start). The weight follows from it.
@@ -60,6 +61,10 @@ class FIPConfig(TrainingArguments):
             examples per optimizer step.
         anchor_label_weight (`float`, *optional*, defaults to 0.0):
             Weight of a cross-entropy on the anchors' labels, for anchors that have labels.
+        anchor_prediction_weight (`float`, *optional*, defaults to 1.0):
+            Classifiers that have grown output nodes which the reference did not have: weight of a cross-entropy to the
+            class probabilities that the reference gave the anchors, 0 for the new nodes. It uses no labels, and keeps
+            the new classes away from the anchors, which a distance of class scores leaves open.
         anchor_positions (`int`, *optional*):
             Language models: most scored positions kept per anchor; all by default.
         anchor_cache_dtype (`str`, *optional*, defaults to `"float32"`):
@@ -109,6 +114,9 @@ class FIPConfig(TrainingArguments):
 
     anchor_batch_size: int | None = field(default=None, metadata={"help": "Anchors per optimizer step."})
     anchor_label_weight: float = field(default=0.0, metadata={"help": "Weight of the anchors' label loss."})
+    anchor_prediction_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the reference's predictions on anchors, for heads that have grown."}
+    )
     anchor_positions: int | None = field(default=None, metadata={"help": "Most scored positions per anchor (LMs)."})
     anchor_cache_dtype: str = field(default="float32", metadata={"help": "Storage of the reference outputs."})
     anchor_cache_limit_gb: float = field(default=4.0, metadata={"help": "Largest anchor cache in GiB."})
@@ -141,7 +149,7 @@ class FIPConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name}={value!r} has to be above 0")
-        for name in ("anchor_label_weight", "restoration_steps"):
+        for name in ("anchor_label_weight", "anchor_prediction_weight", "restoration_steps"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)!r} must not be negative")
         if self.path_points < 1:
@@ -195,9 +203,16 @@ class FIPConfig(TrainingArguments):
         """The forgetting budget of the run."""
         return Budget(self.distance_budget, self.disagreement_budget)
 
-    @property
-    def distance_weight(self) -> float:
-        """Weight of the functional distance in the minimised loss, 1 / beta of eq. 4."""
+    def distance_weight(self, *, with_predictions: bool = False) -> float:
+        """
+        Weight of the functional distance in the minimised loss, 1 / beta of eq. 4.
+
+        Args:
+            with_predictions (`bool`, *optional*, defaults to `False`):
+                Whether the anchors' predictions are kept as well.
+        """
         if self.beta is not None:
             return 1.0 / self.beta
-        return self.budget.weight if self.budget else 1.0 / DEFAULT_BETA
+        if self.budget:
+            return self.budget.weight
+        return 1.0 / (DEFAULT_BETA_WITH_PREDICTIONS if with_predictions else DEFAULT_BETA)

@@ -15,7 +15,7 @@ from .errors import InputError
 from .forward import OutputKind, base_model, function_mode_, logits_of
 from .functional.anchors import Anchors, anchor_batch
 from .functional.budget import Drift, predictions_changed
-from .functional.penalty import AnchorLabels, FunctionalDistance, mean_by_example
+from .functional.penalty import AnchorLabels, AnchorPredictions, FunctionalDistance, mean_by_example
 from .functional.task_nodes import within
 from .starting_network import EXAMPLE_COLUMN, anchor_tasks
 from .terms import OutputBatch, Step, Term, total_loss
@@ -73,20 +73,33 @@ class Preservation:
                 f"anchor_dataset: {len(self.anchors)} anchors on which the outputs do not vary give the distance no "
                 "unit; use more and different anchors (at least 2)"
             )
-        self.distance = FunctionalDistance(distance, unit=unit, weight=self.args.distance_weight)
+        self._predictions: list[AnchorPredictions] = []
+        if trainer.is_classifier and self.args.solver == "penalty" and self._lacks_nodes():
+            # New classes have to be kept away from the anchors.
+            self._predictions = [AnchorPredictions(w)] if (w := self.args.anchor_prediction_weight) else []
+        weight = self.args.distance_weight(with_predictions=bool(self._predictions))
+        self.distance = FunctionalDistance(distance, unit=unit, weight=weight)
 
     def terms(self) -> list[Term]:
         """The terms that keep the function."""
         if self.distance is None:
             return []
+        terms: list[Term] = [self.distance, *self._predictions]
         if self.args.anchor_label_weight == 0:
-            return [self.distance]
+            return terms
         if not self.anchors.labelled:
             raise InputError(
                 f"anchor_label_weight={self.args.anchor_label_weight:g}, but the anchors have no labels; set it to 0 "
                 "or add a label column to anchor_dataset"
             )
-        return [self.distance, AnchorLabels(self.args.anchor_label_weight)]
+        return [*terms, AnchorLabels(self.args.anchor_label_weight)]
+
+    def _lacks_nodes(self) -> bool:
+        """Whether the reference lacked some of the output nodes in which the network is compared with it."""
+        if self._reference_nodes is None:
+            return False
+        compared = True if self._nodes is None else self._nodes[: len(self._reference_nodes)]
+        return bool((compared & ~self._reference_nodes).any())
 
     @property
     def anchors_per_step(self) -> int:
@@ -111,6 +124,7 @@ class Preservation:
             share=share,
             tasks=[self.anchors.tasks[i] for i in indices],
             nodes=_rows_of(self._nodes, self.anchors, indices, rows.device),
+            reference_nodes=_rows_of(self._reference_nodes, self.anchors, indices, rows.device),
         )
 
     # ---- References and drift ----------------------------------------------------------------------------------

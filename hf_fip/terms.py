@@ -42,6 +42,9 @@ class OutputBatch:
         nodes (`torch.Tensor`, *optional*):
             `[rows, outputs]`, `bool`: the output nodes of each row's task, where the task of an input is known
             (anchors only).
+        reference_nodes (`torch.Tensor`, *optional*):
+            `[rows, outputs]`, `bool`: the output nodes among which the reference network chose, where it lacked some
+            (anchors only).
     """
 
     outputs: Tensor
@@ -52,6 +55,7 @@ class OutputBatch:
     share: float | Tensor = 1.0
     tasks: list[int] | None = None
     nodes: Tensor | None = None
+    reference_nodes: Tensor | None = None
 
     def mean(self, values: Tensor) -> Tensor:
         """

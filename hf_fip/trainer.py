@@ -158,12 +158,12 @@ class FIPTrainer(Trainer):
         if any(term.uses_task_reference for term in terms):
             number_examples_(self)
         if task_nodes is not None:
-            if not self._is_classifier:
+            if not self.is_classifier:
                 raise InputError(f"task_nodes: a {type(self.unwrapped).__name__} is no classifier of single labels")
             self.node_table = node_table(task_nodes, base_model(self.unwrapped).config.num_labels)
             within_task = task_loss_within(self.node_table, smoothing=args.label_smoothing_factor)
             self.compute_loss_func = self.compute_loss_func or within_task
-        if self.compute_metrics is None and self._is_classifier:
+        if self.compute_metrics is None and self.is_classifier:
             self.compute_metrics = partial(accuracy, table=self.node_table)
         self.add_callback(RecordPoints(self))
         if args.push_path_to_hub:
@@ -184,7 +184,8 @@ class FIPTrainer(Trainer):
         return output_kind(self.unwrapped)
 
     @property
-    def _is_classifier(self) -> bool:
+    def is_classifier(self) -> bool:
+        """Whether the model gives each example one class of several."""
         config = getattr(base_model(self.unwrapped), "config", None)
         return (
             self.kind is OutputKind.EXAMPLE

@@ -218,7 +218,7 @@ class ExactPreservation(Preservation):
         self._step = TrustRegion(
             lambda: self.metric(self.draw(trainer.state.global_step, 0, 1)),
             self._radius,
-            beta=1.0 / self.args.distance_weight,
+            beta=1.0 / self.distance.weight,
             walks=not (trainer._objective or trainer._given_terms or self.args.anchor_label_weight),
             seed=lambda: hash((trainer.data_seed, trainer.state.global_step)) % 2**63,
         )

@@ -52,6 +52,11 @@ class Method:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
+def _replay(functional_distance: str, beta: float, **fields: float) -> dict[str, Any]:
+    """The fields of a rival that keeps its outputs on the anchors by a distance, and not their predictions as well."""
+    return {"functional_distance": functional_distance, "beta": beta, "anchor_prediction_weight": 0.0, **fields}
+
+
 # Weights and margins: the best mean accuracy on validation images, MNIST then Fashion-MNIST on a small CNN, averaged
 # over 50 and 500 anchors where it depends on their number.
 METHODS = {
@@ -90,22 +95,22 @@ METHODS = {
         uses_labels=True,
         terms=lambda **options: [AveragedGEM(**options)],
     ),
-    # The objective of `fip` without a budget; half its weight did better on 50 anchors, with labels and without.
+    # The distance of `fip`, without the predictions on the anchors and without a budget.
     "der": Method(
         "dark experience replay: squared logit distance to cached outputs, no labels (Buzzega et al., 2020)",
         preserve=True,
-        arguments={"functional_distance": "l2", "beta": 0.5},
+        arguments=_replay("l2", 0.5),
     ),
     "derpp": Method(
         "dark experience replay ++: squared logit distance and anchor labels (Buzzega et al., 2020)",
         preserve=True,
         uses_labels=True,
-        arguments={"functional_distance": "l2", "beta": 0.5, "anchor_label_weight": 0.5},
+        arguments=_replay("l2", 0.5, anchor_label_weight=0.5),
     ),
     "fdr": Method(
         "function distance regularization: norm of the difference of probabilities (Benjamin et al., 2019)",
         preserve=True,
-        arguments={"functional_distance": "fdr", "beta": 0.1},
+        arguments=_replay("fdr", 0.1),
     ),
     "lora": Method(
         "one low-rank adapter per task on the frozen base; the task is given at test (Hu et al., 2022)",
@@ -115,7 +120,7 @@ METHODS = {
     "bhattacharyya": Method(
         "the distance of the paper's public code, with the best of the weights tried",
         preserve=True,
-        arguments={"functional_distance": "bhattacharyya", "beta": 0.03},
+        arguments=_replay("bhattacharyya", 0.03),
     ),
 }
 

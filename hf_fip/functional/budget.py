@@ -13,9 +13,11 @@ from .statistics import Certificate, certify_changed_share, certify_disagreement
 
 
 # The penalty weight that meets a budget of delta without tuning, and the weight without a budget; both were measured
-# on digits and on reviews (docs/measurements.md).
+# on digits and on reviews (docs/measurements.md). Where the anchors' predictions are kept too, the distance of the
+# class scores needs less weight.
 WEIGHT_TIMES_BUDGET = 0.1
 DEFAULT_BETA = 0.2
+DEFAULT_BETA_WITH_PREDICTIONS = 1.0
 # What a disagreement budget means for the penalty: the drift, in shares of the outputs' variance, at which about that
 # share of predictions changes.
 DRIFT_PER_DISAGREEMENT = 1.0

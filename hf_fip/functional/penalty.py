@@ -70,6 +70,36 @@ class AnchorLabels(Term):
         return {"anchor_labels": {"weight": self.weight}}
 
 
+class AnchorPredictions(Term):
+    """
+    Cross-entropy to the class probabilities that the reference network gave the anchors: no labels. Output nodes that
+    it did not have yet had probability 0, so a network that grows is told that no anchor is of a new class, which the
+    distance of class scores alone leaves open.
+
+    Args:
+        weight (`float`): Factor of the mean cross-entropy.
+    """
+
+    name = "loss_anchor_predictions"
+
+    def __init__(self, weight: float):
+        self.weight = weight
+
+    def loss(self, step: Step) -> Tensor | None:
+        return None if step.anchors is None else step.anchors.mean(anchor_prediction_losses(step.anchors))
+
+    def report(self) -> dict[str, Any]:
+        return {"anchor_predictions": {"weight": self.weight}}
+
+
+def anchor_prediction_losses(anchors: OutputBatch) -> Tensor:
+    """Cross-entropy of each anchor's class probabilities to its reference's, `[examples]`, in float32."""
+    expected = within(anchors.reference.float(), anchors.reference_nodes).softmax(dim=-1)
+    log_p = within(anchors.outputs.float(), anchors.nodes).log_softmax(dim=-1)
+    losses = -(expected * log_p.where(expected > 0, 0.0)).sum(dim=-1)
+    return losses if anchors.example_index is None else mean_by_example(losses, anchors)
+
+
 def anchor_label_losses(anchors: OutputBatch) -> Tensor:
     """
     Cross-entropy of each anchor's labels, `[examples]`, in float32; over the nodes of its task, where that is known.

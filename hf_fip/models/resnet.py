@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -21,6 +23,9 @@ class CifarResNetConfig(ImageNetworkConfig):
             Layers with weights, 6 n + 2: three stages of n blocks, the first convolution and the classifier.
         width (`int`, *optional*, defaults to 16):
             Filters of the first stage; the second has twice, the third four times as many.
+        norm (`str`, *optional*, defaults to `"batch"`):
+            `"batch"` norms, or `"group"` norms of up to 8 groups, which have no statistics of the data they were
+            trained on: what a network wants that goes on to other data.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the rows that are added when the classifier grows.
 
@@ -34,6 +39,7 @@ class CifarResNetConfig(ImageNetworkConfig):
     image_size: int = 32
     depth: int = 20
     width: int = 16
+    norm: str = "batch"
 
     @property
     def blocks_per_stage(self) -> int:
@@ -46,26 +52,33 @@ class CifarResNetConfig(ImageNetworkConfig):
             raise ValueError(f"depth={self.depth}: three stages of n blocks have 6 n + 2 layers: 8, 14, 20, 32, ….")
         if self.width < 1:
             raise ValueError(f"width={self.width}: the first stage needs at least 1 filter.")
+        if self.norm not in ("batch", "group"):
+            raise ValueError(f"norm={self.norm!r} is unknown; choose one of: batch, group.")
+
+    def new_norm(self, filters: int) -> nn.Module:
+        """A norm after so many filters."""
+        return nn.BatchNorm2d(filters) if self.norm == "batch" else nn.GroupNorm(math.gcd(filters, 8), filters)
 
 
 class BasicBlock(nn.Module):
     """
-    Two 3 x 3 convolutions with batch norms beside a shortcut without weights: where the block has more filters or
+    Two 3 x 3 convolutions with norms beside a shortcut without weights: where the block has more filters or
     fewer pixels than its input, every second pixel of the input, and zeros in the new channels.
 
     Args:
+        config (`CifarResNetConfig`): which norms.
         channels (`int`): channels of the input.
         filters (`int`): filters of both convolutions, at least `channels`.
         stride (`int`): of the first convolution and of the shortcut, in pixels.
     """
 
-    def __init__(self, channels: int, filters: int, stride: int):
+    def __init__(self, config: CifarResNetConfig, channels: int, filters: int, stride: int):
         super().__init__()
         self.stride = stride
         self.conv1 = nn.Conv2d(channels, filters, 3, stride=stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(filters)
+        self.norm1 = config.new_norm(filters)
         self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(filters)
+        self.norm2 = config.new_norm(filters)
 
     def forward(self, states: Tensor) -> Tensor:
         """`[batch, channels, size, size]` to `[batch, filters, size / stride, size / stride]`."""
@@ -94,13 +107,13 @@ class CifarResNetForImageClassification(ImageNetwork):
     def __init__(self, config: CifarResNetConfig):
         super().__init__(config)
         self.convolution = nn.Conv2d(config.num_channels, config.width, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(config.width)
+        self.norm = config.new_norm(config.width)
         self.blocks = nn.ModuleList()
         channels = config.width
         for stage in range(3):
             filters = config.width * 2**stage
             for block in range(config.blocks_per_stage):
-                self.blocks.append(BasicBlock(channels, filters, stride=2 if stage and not block else 1))
+                self.blocks.append(BasicBlock(config, channels, filters, stride=2 if stage and not block else 1))
                 channels = filters
         self.classifier = nn.Linear(channels, config.num_labels)
         self.post_init()
@@ -114,6 +127,9 @@ class CifarResNetForImageClassification(ImageNetwork):
         return states.mean((2, 3))
 
     def chains(self) -> list[list[str]]:
+        if self.config.norm == "group":
+            # A filter less changes what the others of its group are divided by.
+            return []
         # The other layers of a stage are tied to one another by the shortcuts.
         return [[f"blocks.{i}.conv1", f"blocks.{i}.norm1", f"blocks.{i}.conv2"] for i in range(len(self.blocks))]
 

@@ -71,8 +71,8 @@ class ContinualLearning(PathOperator):
             Whose outputs are kept: those of the path's `"origin"` or the `"previous"` path point, as in [`FIPConfig`],
             or, on each earlier task's anchors, those of the node that had just `"learned"` it, so that what is lost
             on one path is not taken for granted on the next.
-        functional_distance, beta, distance_budget, disagreement_budget, anchor_label_weight, anchor_batch_size,
-        path_points:
+        functional_distance, beta, distance_budget, disagreement_budget, anchor_label_weight,
+        anchor_prediction_weight, anchor_batch_size, path_points:
             As in [`FIPConfig`]. The path points are those of each task. Given to a method that keeps outputs (`der`,
             `fdr`, …) they go before its own.
         adapter (`dict`, *optional*):
@@ -116,6 +116,7 @@ class ContinualLearning(PathOperator):
         distance_budget: float | None = None,
         disagreement_budget: float | None = None,
         anchor_label_weight: float | None = None,
+        anchor_prediction_weight: float | None = None,
         anchor_batch_size: int | None = None,
         anchor_shift: int = 0,
         reference: str = "origin",
@@ -144,6 +145,7 @@ class ContinualLearning(PathOperator):
             "distance_budget": distance_budget,
             "disagreement_budget": disagreement_budget,
             "anchor_label_weight": anchor_label_weight,
+            "anchor_prediction_weight": anchor_prediction_weight,
         }
         self.arguments = {
             **training_arguments(training),
@@ -198,7 +200,7 @@ class ContinualLearning(PathOperator):
     def _preserving(self, method: str, given: dict[str, Any]) -> dict[str, Any]:
         """How the function is kept: as the method does it, or as the user asks for."""
         own = self.method.arguments
-        given = {name: value for name, value in given.items() if value is not None and (value or name in own)}
+        given = {name: value for name, value in given.items() if value is not None and (value or self.method.preserve)}
         keeping = ", ".join(name for name, known in METHODS.items() if known.preserve)
         for name, value in given.items():
             if not self.method.preserve and name != "functional_distance":

@@ -32,6 +32,8 @@ class Settings:
         anchor_batch_size (`int`, *optional*): Anchors in each step; by default the task's batch size.
         anchor_shift (`int`, *optional*, defaults to 0): Images: shifted copies of each anchor, up to so many pixels.
         anchor_label_weight (`float`, *optional*, defaults to 0.0): Weight of the anchors' labels; 0 uses none.
+        anchor_prediction_weight (`float`, *optional*):
+            Weight of the reference's predictions on the anchors, where a classifier grows; by default the trainer's.
         functional_distance (`str`, *optional*): Distance between outputs; by default the operator's own.
         beta (`float` or `list`, *optional*): Weight of the secondary objective (eq. 4), where there is no budget.
         distance_budget (`float` or `list`, *optional*):
@@ -52,6 +54,7 @@ class Settings:
     anchor_batch_size: int | None = field(default=None, metadata={"min": 1})
     anchor_shift: int = field(default=0, metadata={"min": 0})
     anchor_label_weight: float = field(default=0.0, metadata={"min": 0})
+    anchor_prediction_weight: float | None = field(default=None, metadata={"min": 0})
     functional_distance: str | None = None
     beta: float | list[float] | None = field(default=None, metadata={"above": 0})
     distance_budget: float | list[float] | None = field(default=None, metadata={"above": 0})
@@ -165,7 +168,7 @@ OWN_SETTINGS = {
 # What shapes `fip` alone. Its rivals have weights of their own, and none can hold a budget.
 _BUDGETS = ("distance_budget", "disagreement_budget")
 FIP_ONLY = {
-    "ContinualLearning": ("functional_distance", "beta", *_BUDGETS, "anchor_label_weight"),
+    "ContinualLearning": ("functional_distance", "beta", *_BUDGETS, "anchor_label_weight", "anchor_prediction_weight"),
     "Compression": _BUDGETS,
     "Diversification": (),
 }

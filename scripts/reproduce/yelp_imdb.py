@@ -22,7 +22,7 @@ SMALL = [
     "tasks.yelp.max_test=500",
     "tasks.imdb.max_test=500",
 ]
-COMPARED = {"append": RIVALS, "shared": ("naive", "joint", "ewc", "lwf", "er", "der", "derpp")}
+COMPARED = {"append": RIVALS, "shared": ("naive", "joint", "lwf", "er", "derpp")}
 
 
 def compared(label_space: str) -> Branches:

@@ -141,7 +141,7 @@ def test_arguments_come_from_the_command_line_too(tmp_path):
         ["--output_dir", str(tmp_path), "--distance_budget", "0.05", "--path_points", "3"]
     )
     assert config.distance_budget == 0.05 and config.path_points == 3
-    assert config.distance_weight == pytest.approx(2.0)
+    assert config.distance_weight() == pytest.approx(2.0)
 
 
 def test_anchor_labels_may_add_a_term(tmp_path):
