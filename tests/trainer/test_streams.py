@@ -197,6 +197,61 @@ def test_the_reference_predicts_among_the_outputs_it_had(graph):
     assert drift.distance == pytest.approx(0, abs=1e-6) and drift.disagreement == 1
 
 
+def terms_of(graph, **changes):
+    operator = ContinualLearning(TASKS[1], anchors=20, path_points=1, training=STILL, branch="still", **changes)
+    trainer = operator._trainer(operator._start(graph.root, graph))
+    trainer._begin_path(None)
+    return {term.name: term.weight for term in trainer.terms}
+
+
+@pytest.mark.parametrize(
+    ("changes", "distance", "predictions"),
+    [
+        ({}, 1.0, 1.0),
+        ({"reference": "learned", "anchor_prediction_weight": 0.5}, 1.0, 0.5),
+        ({"beta": 0.25}, 4.0, 1.0),
+        ({"distance_budget": 0.02}, 5.0, 1.0),
+        ({"anchor_prediction_weight": 0.0}, 5.0, None),
+        ({"label_space": "per_task"}, 5.0, None),
+        ({"method": "derpp"}, 2.0, None),
+    ],
+)
+def test_predictions_on_anchors_are_kept_where_new_classes_could_take_them(changes, distance, predictions, graph):
+    terms = terms_of(graph, **changes)
+    assert terms["functional_distance"] == pytest.approx(distance)
+    assert terms.get("loss_anchor_predictions") == predictions
+
+
+def test_where_no_class_is_new_the_distance_keeps_the_function_alone(graph):
+    trainer = FIPTrainer(
+        model=classifier(),
+        args=arguments(graph.folder.parent / "out", max_steps=1),
+        train_dataset=texts(8, seed=1),
+        anchor_dataset=texts(8, seed=2, labels=None),
+        processing_class=tokenizer(),
+    )
+    trainer.train()
+    assert [term.name for term in trainer.preservation.terms()] == ["functional_distance"]
+
+
+def test_new_classes_stay_off_the_anchors_without_labels(graph):
+    """New nodes that win on the anchors from the start are pushed below the old ones again."""
+    changed = {}
+    for weight in (0.0, 1.0):
+        operator = ContinualLearning(
+            TASKS[1], anchors=20, path_points=1, training={**QUICK, "max_steps": 30}, anchor_prediction_weight=weight
+        )
+        trainer = operator._trainer(operator._start(graph.root, graph))
+        with torch.no_grad():
+            trainer.model.get_submodule(output_head(trainer.model)).bias[2:] += 3
+        trainer._begin_path(None)
+        changed[weight] = trainer.preservation
+        for step in range(30):
+            changed[weight]._restoration_step(torch.optim.SGD(trainer.model.parameters(), lr=0.1), step)
+        changed[weight] = trainer.preservation.drift(trainer.preservation.anchors).disagreement
+    assert changed[1.0] < 0.5 < changed[0.0] == 1
+
+
 def third_task(folder, graph, **changes) -> FIPTrainer:
     """A classifier learns a third pair of labels; each anchor keeps its outputs of when its task was learned."""
     nodes = [graph.root, graph["two"]]

@@ -1,4 +1,4 @@
-"""The package's own networks with batch norms: their sizes, what they compute, and that they train and come back."""
+"""The package's own networks with norms: their sizes, what they compute, and that they train and come back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.nn.functional import batch_norm, conv2d, pad
+from torch.nn.functional import batch_norm, conv2d, group_norm, pad
 from transformers import AutoModelForImageClassification
 
 from hf_fip import Compression, Task, begin_graph
@@ -76,6 +76,19 @@ def test_a_residual_block_adds_its_input_without_weights():
     torch.testing.assert_close(block(states), (inner + shortcut).relu())
 
 
+def test_group_norms_take_the_place_of_batch_norms():
+    model = resnet(norm="group", width=12).double()
+    block = model.blocks[0]
+    states = torch.randn(2, 12, 8, 8, dtype=torch.float64)
+    inner = group_norm(conv2d(states, block.conv1.weight, padding=1), 4, block.norm1.weight, block.norm1.bias).relu()
+    inner = group_norm(conv2d(inner, block.conv2.weight, padding=1), 4, block.norm2.weight, block.norm2.bias)
+    torch.testing.assert_close(block(states), (inner + states).relu())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    # One image's outputs do not depend on the others of its batch, in training either.
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(model.train()(images).logits[:1], model.eval()(images[:1]).logits)
+
+
 def test_the_residual_network_averages_what_its_last_block_sees():
     model = resnet().double()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
@@ -105,6 +118,7 @@ def test_the_deep_convolutional_network_pools_after_each_stage():
         (CifarResNetConfig, {"depth": 21}, "depth=21"),
         (CifarResNetConfig, {"depth": 2}, "depth=2"),
         (CifarResNetConfig, {"width": 0}, "width=0"),
+        (CifarResNetConfig, {"norm": "layer"}, "norm='layer' is unknown"),
         (CifarVGGConfig, {"stages": []}, "stages=.*at least one"),
         (CifarVGGConfig, {"stages": [[8], []]}, "stages=.*at least one"),
         (CifarVGGConfig, {"image_size": 16}, "image_size=16 cannot be halved in each of 5"),

@@ -8,7 +8,7 @@ from transformers import EvalPrediction
 
 from hf_fip import InputError
 from hf_fip.functional.budget import predictions_changed
-from hf_fip.functional.penalty import anchor_label_losses
+from hf_fip.functional.penalty import anchor_label_losses, anchor_prediction_losses
 from hf_fip.functional.task_nodes import accuracy, node_table, nodes_of_labels, task_loss_within, within
 from hf_fip.terms import OutputBatch
 
@@ -79,3 +79,39 @@ def test_a_prediction_changes_within_its_task_only():
 def test_nodes_that_no_one_task_has_are_refused(tasks):
     with pytest.raises(InputError, match="task_nodes=.*belongs to one task"):
         node_table(tasks, 7)
+
+
+def predicted(outputs, reference, reference_nodes=None, nodes=None):
+    batch = OutputBatch(
+        outputs, reference=reference, examples=len(outputs), nodes=nodes, reference_nodes=reference_nodes
+    )
+    return anchor_prediction_losses(batch)
+
+
+def test_nodes_that_the_reference_lacked_had_no_probability_there():
+    """Kullback-Leibler divergence to the reference's classes, plus the entropy they had, plus −log of what is left."""
+    outputs, reference = torch.randn(5, 4), torch.randn(5, 4)
+    old = torch.tensor([True, True, False, False]).expand(5, 4)
+    p, log_q = reference[:, :2].softmax(dim=-1), outputs.log_softmax(dim=-1)[:, :2]
+    torch.testing.assert_close(predicted(outputs, reference, old), -(p * log_q).sum(dim=-1))
+    # Whatever the reference's rows hold at those nodes.
+    torch.testing.assert_close(
+        predicted(outputs, reference + torch.tensor([0, 0, 9.0, -9]), old), -(p * log_q).sum(-1)
+    )
+
+
+def test_a_sure_reference_is_a_label():
+    outputs, sure = torch.randn(6, 5), 1e4 * torch.eye(5)[torch.arange(6) % 3]
+    old = torch.tensor([True, True, True, False, False]).expand(6, 5)
+    expected = cross_entropy(outputs, torch.arange(6) % 3, reduction="none")
+    torch.testing.assert_close(predicted(outputs, sure, old), expected)
+
+
+def test_predictions_within_a_known_task_have_finite_gradients():
+    outputs, reference = torch.randn(4, 4, requires_grad=True), torch.randn(4, 4)
+    mine = torch.tensor([True, True, False, False]).expand(4, 4)
+    losses = predicted(outputs, reference, mine, mine)
+    losses.sum().backward()
+    expected = outputs[:, :2].softmax(dim=-1) - reference[:, :2].softmax(dim=-1)
+    torch.testing.assert_close(outputs.grad[:, :2], expected.detach())
+    assert torch.equal(outputs.grad[:, 2:], torch.zeros(4, 2))
