@@ -73,10 +73,10 @@ class Preservation:
                 f"anchor_dataset: {len(self.anchors)} anchors on which the outputs do not vary give the distance no "
                 "unit; use more and different anchors (at least 2)"
             )
-        self._predictions: list[AnchorPredictions] = []
-        if trainer.is_classifier and self.args.solver == "penalty" and self._lacks_nodes():
-            # New classes have to be kept away from the anchors.
-            self._predictions = [AnchorPredictions(w)] if (w := self.args.anchor_prediction_weight) else []
+        # A class that is new to a head that has grown has to be kept away from the anchors.
+        grown = trainer.is_classifier and self.args.solver == "penalty" and self._lacks_nodes()
+        weight = self.args.anchor_prediction_weight
+        self._predictions = [AnchorPredictions(weight)] if grown and weight else []
         weight = self.args.distance_weight(with_predictions=bool(self._predictions))
         self.distance = FunctionalDistance(distance, unit=unit, weight=weight)
 

@@ -77,7 +77,8 @@ class FIPTrainer(Trainer):
         references (sequence of `Node`, *optional*):
             For each earlier task the node whose outputs are kept on its anchors; by default those of the path's start.
         known_outputs (`int`, *optional*):
-            Number of output nodes before the head grew for this path: the reference's predictions are among those.
+            Number of output nodes before the head grew for this path: the reference's predictions are among those, and
+            new classes are kept away from the anchors (`anchor_prediction_weight` of the configuration).
 
     Raises:
         [`InputError`]: for arguments that cannot work, before training starts.
