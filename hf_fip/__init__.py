@@ -1,8 +1,8 @@
 """Train families of Transformers models along functionally invariant paths."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .lazy import attributes_of
 from .storage.registration import register_with_transformers
 from .version import __version__
 
@@ -53,10 +53,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = attributes_of(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

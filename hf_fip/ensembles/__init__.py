@@ -5,8 +5,9 @@ Ensembles of nodes: one model that answers with the mean of its members' probabi
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ..lazy import attributes_of
 
 
 if TYPE_CHECKING:
@@ -52,7 +53,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = attributes_of(__name__, _HOMES)

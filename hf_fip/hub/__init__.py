@@ -1,7 +1,8 @@
 """Model families on the Hugging Face Hub: published, read back, pulled to a folder."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ..lazy import attributes_of
 
 
 if TYPE_CHECKING:
@@ -25,7 +26,4 @@ _HOMES = {
 __all__ = ["AccessError", "Hub", "HubError", "HubGraph", "RetryPolicy", "pull", "push"]
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = attributes_of(__name__, _HOMES)

@@ -6,9 +6,9 @@ it makes itself (`embedded`, `pretraining`).
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ..lazy import attributes_of
 from .cnn import FiveLayerCNNConfig, FiveLayerCNNForImageClassification
 from .lenet import LeNet300100Config, LeNet300100ForImageClassification
 from .resnet import CifarResNetConfig, CifarResNetForImageClassification
@@ -43,7 +43,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = attributes_of(__name__, _HOMES)

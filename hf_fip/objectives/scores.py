@@ -53,13 +53,20 @@ class Saliency(Magnitude):
     @torch.no_grad()
     def observe(self, weights: Mapping[str, nn.Parameter]) -> None:
         seen = [name for name, weight in weights.items() if weight.grad is not None]
-        if not seen:
-            return
-        now = self.of([weights[name].detach() for name in seen], [weights[name].grad for name in seen])
-        if self.mean.keys() >= set(seen):
-            torch._foreach_lerp_([self.mean[name] for name in seen], now, 1 - self.memory)
-        else:
-            self.mean = {**dict(zip(seen, now, strict=True)), **self.mean}
+        known, new = ([name for name in seen if (name in self.mean) == is_known] for is_known in (True, False))
+        if known:
+            self.average(
+                [self.mean[name] for name in known],
+                [weights[name].detach() for name in known],
+                [weights[name].grad for name in known],
+            )
+        if new:
+            first = self.of([weights[name].detach() for name in new], [weights[name].grad for name in new])
+            self.mean |= zip(new, first, strict=True)
+
+    def average(self, means: list[Tensor], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        """Adds this step's scores to the running means."""
+        torch._foreach_lerp_(means, self.of(weights, gradients), 1 - self.memory)
 
     def of(self, weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """The scores of this step."""
@@ -85,6 +92,10 @@ class Fisher(Saliency):
 
     name = "fisher"
     memory = 0.999
+
+    def average(self, means: list[Tensor], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        torch._foreach_mul_(means, self.memory)
+        torch._foreach_addcmul_(means, gradients, gradients, value=1 - self.memory)
 
     def of(self, weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         return torch._foreach_mul(gradients, gradients)

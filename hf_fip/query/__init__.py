@@ -1,7 +1,8 @@
 """Which model of a family suits this data?"""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ..lazy import attributes_of
 
 
 if TYPE_CHECKING:
@@ -14,7 +15,4 @@ _HOMES = {"QUERIES_FOLDER": "result", "QueryResult": "result", "query": "queries
 __all__ = ["QUERIES_FOLDER", "QueryResult", "query"]
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = attributes_of(__name__, _HOMES)

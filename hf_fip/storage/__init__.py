@@ -7,7 +7,7 @@ a model and `quantizer` is what transformers calls when it loads one. `registrat
 hf_fip` runs.
 """
 
-from importlib import import_module
+from ..lazy import attributes_of
 
 
 _HOMES = {
@@ -23,7 +23,4 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = attributes_of(__name__, _HOMES)
