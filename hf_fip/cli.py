@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             args = _parser().parse_args(argv)
             args.debug = args.debug or os.environ.get("HF_FIP_DEBUG", "0") not in ("", "0")
-            return _execute(args)
+            return _end_process(_execute(args))
         except KeyboardInterrupt:
             interrupts.stop()
         except Exception as error:
@@ -67,7 +67,6 @@ def _execute(args: argparse.Namespace) -> int:
     with _stdout_for_results_only(args.debug):
         _set_verbosity(args.debug)
         text = args.command(args)
-    _end_processes()
     if text is None:
         # Of several processes the first one speaks.
         return OK
@@ -83,13 +82,20 @@ def _execute(args: argparse.Namespace) -> int:
     return args.exit_code
 
 
-def _end_processes() -> None:
-    """Ends a launcher's group of processes: one that is still there when the interpreter goes may abort it."""
+def _end_process(code: int) -> int:
+    """
+    Ends one of a launcher's processes at once, without the interpreter's own end: a thread of gloo may still hold a
+    tensor of the last barrier, wants the interpreter's lock to free it, and aborts a process that is ending.
+    """
     if "WORLD_SIZE" in os.environ:
         import torch
 
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return code
 
 
 def _explain(error: Exception, debug: bool) -> int:

@@ -181,10 +181,14 @@ def run_python(script: Path | str, *args: str, **environment: str) -> subprocess
     return subprocess.run([sys.executable, str(script), *args], capture_output=True, text=True, env=env, timeout=300)
 
 
-# A group of processes that is still there when the interpreter goes may abort it.
-_END_OF_GROUP = """
+# Without the interpreter's own end: a thread of gloo may still hold a tensor of the last barrier, wants the
+# interpreter's lock to free it, and aborts a process that is ending.
+_END_OF_PROCESS = """
 if "WORLD_SIZE" in os.environ:
     torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 """
 
 
@@ -193,7 +197,7 @@ def run_processes(number: int, script: Path, source: str, *args: object) -> None
     Runs Python source, written to `script`, in so many processes of one core each; one without a launcher. The source
     has `os`, `sys` and `torch` imported.
     """
-    script.write_text("import os\nimport sys\n\nimport torch\n\ntorch.set_num_threads(1)\n" + source + _END_OF_GROUP)
+    script.write_text("import os\nimport sys\n\nimport torch\n\ntorch.set_num_threads(1)\n" + source + _END_OF_PROCESS)
     launcher = [] if number == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={number}", "--standalone"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, str(script), *map(str, args)]
