@@ -265,7 +265,7 @@ def protocol(options: Options) -> dict[str, Any]:
         f"and as many anchors; Adam at {TRAINING['learning_rate']:g}, falling to 0 in each task",
         "anchors": f"{ANCHORS:,}, class-balanced (labels used to choose them); their labels are trained on by er, "
         "gem, derpp and fip+labels alone; outputs kept: those of when each task was learned",
-        "weights": "task-incremental: fip beta 0.1, of 0.1, 0.3 and 1, with labels beta 0.3 and labels 1, of 0.3 and 1, "
+        "weights": "task-incremental: fip beta 0.1, of 0.1, 0.3 and 1, with labels beta 0.3 and labels 1, of 0.3, 1, "
         f"on seed 7 (test images); class-incremental: the defaults; rivals not tuned here: {GRID}",
         "joint": f"all tasks at once for {size.base_steps + 19 * size.steps:,} steps",
     }
