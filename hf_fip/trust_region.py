@@ -23,7 +23,7 @@ from .functional.distances import Distance
 from .geometry import MetricTensor
 from .geometry.correction import conjugate_gradients
 from .geometry.metric_tensor import METRICS
-from .geometry.steps import ExactStep, fip_step
+from .geometry.steps import ExactStep, fip_step, isofunctional_step
 from .preservation import RESTORATION_STREAM, Preservation
 from .terms import OutputBatch, Term
 
@@ -150,16 +150,17 @@ class TrustRegion(Term):
         gradient = torch.cat([parameter.grad.reshape(-1) for parameter in parameters]).to(metric.dtype)
         if not torch.isfinite(gradient).all():
             raise FloatingPointError("the loss's gradient is not finite; lower learning_rate or check the data")
-        self.last = fip_step(
-            metric,
-            gradient,
-            radius,
-            beta=self.beta,
-            start=self._start(len(gradient)).to(metric.device, metric.dtype),
-            flatness=FLATNESS if self.walks else 0.0,
-            tolerance=TOLERANCE,
-            max_products=self.max_products,
-        )
+        options = {
+            "start": self._start(len(gradient)),
+            "tolerance": TOLERANCE,
+            "max_products": self.max_products,
+        }
+        if gradient.any():
+            flatness = FLATNESS if self.walks else 0.0
+            self.last = fip_step(metric, gradient, radius, beta=self.beta, flatness=flatness, **options)
+        else:
+            # At the reference itself, where every walk begins, D has no gradient: eq. 3.
+            self.last = isofunctional_step(metric, radius, **options)
         self._cost = metric.jacobian.cost.forward_backwards
         self._direction = self.last.theta / radius
         parts = self._direction.neg().split([parameter.numel() for parameter in parameters])
@@ -208,19 +209,25 @@ class ExactPreservation(Preservation):
         trainer (`FIPTrainer`): The trainer, whose model holds the reference weights now.
 
     Raises:
-        [`InputError`]: where the trainer does not preserve anything, or an optimizer was passed to it.
+        [`InputError`]: where the trainer does not preserve anything, its steps would have no length, or an optimizer
+            was passed to it that would change them.
     """
 
     def __init__(self, trainer: FIPTrainer):
         super().__init__(trainer)
         if not trainer.preserve:
             raise InputError("preserve=False: solver='trust_region' needs the functional distance; use 'penalty'")
+        if not trainer.args.learning_rate > 0:
+            raise InputError(
+                f"learning_rate={trainer.args.learning_rate!r} has to be above 0: it is the length of the steps of "
+                "solver='trust_region'"
+            )
         self._step = TrustRegion(
             lambda: self.metric(self.draw(trainer.state.global_step, 0, 1)),
             self._radius,
             beta=1.0 / self.distance.weight,
             walks=not (trainer._objective or trainer._given_terms or self.args.anchor_label_weight),
-            seed=lambda: hash((trainer.data_seed, trainer.state.global_step)) % 2**63,
+            seed=lambda: trainer.data_seed * 1_000_003 + trainer.state.global_step,
         )
 
     def terms(self) -> list[Term]:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .krylov import NOT_FINITE, Operator
+from ..functional.anchors import GIB
+from .krylov import NOT_FINITE, ZERO, Operator
+from .linear_operator import MEMORY_LIMIT_GB
 
 
 class Metric(Operator, Protocol):
@@ -52,27 +54,33 @@ class DualForm:
     `J^T = Q R`, `g = Q (R H R^T / N) Q^T`: after `N C` vjps everything is exact and small (Woodbury). The Gram matrix
     `J J^T = R^T R` has the same nonzero eigenvalues (times N, for `"l2"`), but forming it would square their range.
 
-    Holds `N C` vectors.
+    Holds `N C` vectors, and twice as many while it is made.
 
     Args:
-        g ([`Metric`]): the metric.
+        g ([`Metric`]): the metric; its `memory_limit_gb`, or 4 GiB, is what the vectors may take.
 
     Raises:
-        [`InputError`]: if a vjp is not finite.
+        [`InputError`]: if the vectors exceed the limit, a vjp is not finite, or `g` is zero.
     """
 
     def __init__(self, g: Metric):
         number, outputs = g.jvp(torch.zeros(g.shape[0], dtype=g.dtype, device=g.device)).shape
-        units = torch.eye(number * outputs, dtype=g.dtype, device=g.device).view(number, outputs, -1)
-        self.vjps = units.shape[-1]
-        columns = torch.stack([g.vjp(unit) for unit in units.unbind(-1)], dim=-1)
-        if not torch.isfinite(columns).all():
+        self.vjps = number * outputs
+        _refuse_too_many(g, number, outputs)
+        units = torch.eye(self.vjps, dtype=g.dtype, device=g.device).view(number, outputs, -1)
+        rows = torch.empty(self.vjps, g.shape[0], dtype=g.dtype, device=g.device)
+        for row, unit in zip(rows, units.unbind(-1), strict=True):
+            row.copy_(g.vjp(unit))
+        if not torch.isfinite(rows).all():
             raise InputError(NOT_FINITE)
-        self._basis, r = torch.linalg.qr(columns)
+        self._basis, r = torch.linalg.qr(rows.T)
+        del rows
         inner = r @ g.weighting(units).reshape(self.vjps, self.vjps) @ r.T / number
         d, rotation = torch.linalg.eigh((inner + inner.T) / 2)
         # What lies below cannot be told from 0: it belongs to the rest of the weight space.
         kept = d > d.max() * len(d) * torch.finfo(g.dtype).eps
+        if not kept.any():
+            raise InputError(ZERO)
         self._rotation = rotation[:, kept]
         self.eigenvalues = d[kept].to(torch.float64).cpu().numpy()
 
@@ -92,3 +100,15 @@ class DualForm:
         for _ in range(2):
             vector = vector - self.combine(self.coefficients(vector))
         return vector
+
+
+def _refuse_too_many(g: Metric, number: int, outputs: int) -> None:
+    limit = getattr(g, "memory_limit_gb", MEMORY_LIMIT_GB)
+    # The vectors and their orthonormal basis.
+    row = 2 * outputs * g.shape[0] * g.dtype.itemsize / GIB
+    if number * row > limit:
+        fewer = f"use at most {int(limit / row):,} rows, " if limit >= row else ""
+        raise InputError(
+            f"anchors: the dual form of {number:,} rows with {outputs:,} outputs takes {number * row:.3g} GiB, above "
+            f"memory_limit_gb={limit:.3g}; {fewer}raise the limit, or choose method='lanczos' (of a drift: 'cg')"
+        )

@@ -41,8 +41,8 @@ def gram_matrix(products: JacobianProducts, root: Root, memory_limit: int) -> Te
         most = int((memory_limit / item) ** 0.5) // outputs
         raise InputError(
             f"anchors: the Gram matrix of {products.num_rows:,} rows with {outputs:,} outputs takes "
-            f"{size * size * item / GIB:.3g} GiB, above memory_limit_gb={memory_limit / GIB:g}; use at most {most:,} "
-            "rows, or products alone (g @ v)"
+            f"{size * size * item / GIB:.3g} GiB, above memory_limit_gb={memory_limit / GIB:.3g}; use at most "
+            f"{most:,} rows, or products alone (g @ v)"
         )
     anchors = [anchor for chunk in products.chunks for anchor in chunk.split(1)]
     fitting = memory_limit // (network.size * item)
@@ -50,7 +50,7 @@ def gram_matrix(products: JacobianProducts, root: Root, memory_limit: int) -> Te
     if 2 * largest > fitting:
         raise InputError(
             f"anchors: the Jacobian of one anchor ({largest:,} rows of {network.size:,} weights) takes "
-            f"{largest * network.size * item / GIB:.3g} GiB, above half of memory_limit_gb={memory_limit / GIB:g}; "
+            f"{largest * network.size * item / GIB:.3g} GiB, above half of memory_limit_gb={memory_limit / GIB:.3g}; "
             "raise the limit, or use products alone (g @ v)"
         )
     rows_of_a_block = max(largest, min(ROWS_OF_A_BLOCK, fitting // 2))

@@ -13,6 +13,7 @@ from ..errors import InputError
 
 
 NOT_FINITE = "g: a product is not finite; the weights or the anchors hold NaN, infinite or far too large values"
+ZERO = "g is zero: no output depends on the trainable weights at these anchors; check both"
 
 
 class Operator(Protocol):

@@ -12,16 +12,21 @@ from torch import Tensor
 from ..errors import InputError
 
 
+# In GiB, where an operator has no limit of its own.
+MEMORY_LIMIT_GB = 4.0
+
+
 class SymmetricOperator(ABC):
     """
     A symmetric positive semidefinite matrix `[n, n]` that is never stored: only its products are known.
 
-    Subclasses give `shape`, `dtype`, `device` and `product`.
+    Subclasses give `shape`, `dtype`, `device` and `product`, and `memory_limit_gb` where it is not 4 GiB.
     """
 
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
+    memory_limit_gb: float = MEMORY_LIMIT_GB
 
     @abstractmethod
     def product(self, vectors: Tensor) -> Tensor:

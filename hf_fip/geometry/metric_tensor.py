@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..functional.anchors import GIB
 from .gram import gram_matrix
-from .linear_operator import SymmetricOperator
+from .linear_operator import MEMORY_LIMIT_GB, SymmetricOperator
 from .linearization import measure
 from .network import Inputs, Network
 from .products import Cost, JacobianProducts
@@ -96,8 +96,9 @@ class MetricTensor(SymmetricOperator):
         chunk_size (`int`, *optional*):
             Anchors that go through the network together; as many as fit by default.
         memory_limit_gb (`float`, *optional*, defaults to 4.0):
-            Largest memory for activations, and for a Gram matrix, in GiB. If those of all anchors fit, they are kept
-            between products, which makes a product about half as dear.
+            Largest memory for activations, and for what is made of all outputs (a Gram matrix, the dual form), in GiB.
+            If the activations of all anchors fit, they are kept between products, which makes a product about half as
+            dear.
         distributed (`bool`, *optional*, defaults to `True`):
             Whether to share the work between the processes, where there are several.
 
@@ -130,7 +131,7 @@ class MetricTensor(SymmetricOperator):
         *,
         dtype: torch.dtype | None = None,
         chunk_size: int | None = None,
-        memory_limit_gb: float = 4.0,
+        memory_limit_gb: float = MEMORY_LIMIT_GB,
         distributed: bool = True,
     ) -> None:
         if metric not in METRICS:

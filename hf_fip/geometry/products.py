@@ -86,8 +86,8 @@ class JacobianProducts:
         fitting = memory_limit // max(1, needs.bytes_per_anchor)
         if not fitting:
             raise InputError(
-                f"anchors: one of them takes {needs.bytes_per_anchor / GIB:.2f} GiB, above memory_limit_gb="
-                f"{memory_limit / GIB:g}; raise the limit or shorten the anchors"
+                f"anchors: one of them takes {needs.bytes_per_anchor / GIB:.3g} GiB, above memory_limit_gb="
+                f"{memory_limit / GIB:.3g}; raise the limit or shorten the anchors"
             )
         share = math.ceil(self.num_anchors / self.num_processes)
         size = min(share, fitting, chunk_size or share)

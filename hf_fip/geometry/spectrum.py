@@ -12,7 +12,9 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor
 
 from ..errors import InputError
+from ..functional.anchors import GIB
 from .density import lanczos_density
+from .krylov import ZERO
 from .linear_operator import SymmetricOperator
 from .metric_tensor import MetricTensor
 
@@ -188,8 +190,9 @@ def find_spectrum(
         method (`str`, *optional*, defaults to `"auto"`):
             `"dense"`: all eigenvalues of the matrix, from `n` products. `"dual"`: all that are not zero, from the
             Gram matrix `[N C, N C]`. `"lanczos"`: the `top` largest by implicitly restarted Lanczos (ARPACK), and the
-            density of the others by stochastic Lanczos quadrature, see [`lanczos_density`]. `"auto"`: the first that
-            is small enough (500 weights, 1000 outputs over all anchors).
+            density of the others by stochastic Lanczos quadrature, see [`lanczos_density`]; it holds `2 top + 1`
+            vectors `[n]`, and after that `top + steps`. `"auto"`: the first that is small enough (500 weights, 1000
+            outputs over all anchors).
         probes (`int`, *optional*, defaults to 4):
             Random vectors of the density.
         steps (`int`, *optional*, defaults to 40):
@@ -205,8 +208,8 @@ def find_spectrum(
         [`Spectrum`]: the exact methods list every eigenvalue that may differ from zero, whatever `top`.
 
     Raises:
-        [`InputError`]: for an unknown method or one that does not fit, numbers below 1, an operator that is zero, or
-            if ARPACK does not converge.
+        [`InputError`]: for an unknown method, one that does not fit or needs more memory than `g.memory_limit_gb`,
+            numbers below 1, an operator that is zero, or if ARPACK does not converge.
     """
     if method not in METHODS:
         raise InputError(f"method={method!r} is unknown: use one of {', '.join(map(repr, METHODS))}")
@@ -257,6 +260,7 @@ class _Counted(SymmetricOperator):
     def __init__(self, g: SymmetricOperator) -> None:
         self.g, self.products = g, 0
         self.shape, self.dtype, self.device = g.shape, g.dtype, g.device
+        self.memory_limit_gb = g.memory_limit_gb
 
     def product(self, vectors: Tensor) -> Tensor:
         self.products += vectors.shape[1]
@@ -280,6 +284,12 @@ def _largest(g: SymmetricOperator, top: int, tolerance: float, seed: int) -> tup
 
 
 def _dense(g: SymmetricOperator, top: int) -> tuple[np.ndarray, Tensor]:
+    size, limit = g.shape[0] ** 2 * g.dtype.itemsize / GIB, g.memory_limit_gb
+    if size > limit:
+        raise InputError(
+            f"method='dense': a matrix of {g.shape[0]:,} weights takes {size:.3g} GiB, above memory_limit_gb="
+            f"{limit:.3g}; use 'lanczos', or 'dual' where outputs and anchors are few"
+        )
     matrix = g @ torch.eye(g.shape[0], dtype=g.dtype, device=g.device)
     values, basis = torch.linalg.eigh((matrix + matrix.T) / 2)
     found = _descending(values)
@@ -306,4 +316,4 @@ def _descending(values: Tensor) -> np.ndarray:
 
 def _refuse_zero(size: float) -> None:
     if not size > 0:
-        raise InputError("g is zero: no output depends on the trainable weights at these anchors; check both")
+        raise InputError(ZERO)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .dual import DualForm, Metric, drift_gradient
-from .krylov import Krylov, Operator
+from .krylov import ZERO, Krylov, Operator
 from .secular import SphereSolution, minimise_on_sphere
 
 
@@ -76,18 +76,14 @@ def isofunctional_step(
 
     Returns:
         [`ExactStep`]: its `objective_change` is 0; its `tolerance` is relative to the largest eigenvalue.
+
+    Raises:
+        [`InputError`]: epsilon not above 0, a `start` that does not fit, `g` zero or its products not finite.
     """
-    gradient = torch.zeros(g.shape[0], dtype=g.dtype, device=g.device)
-    return fip_step(
-        g,
-        gradient,
-        epsilon,
-        start=start,
-        method=method,
-        tolerance=tolerance,
-        max_products=max_products,
-        generator=generator,
-    )
+    _check(epsilon, method, max_products)
+    nothing = torch.zeros(g.shape[0], dtype=g.dtype, device=g.device)
+    start = _direction(g, start, generator)
+    return _solved(g, _Problem(nothing, nothing, 0.0, float(epsilon), start, tolerance, 0.0), method, max_products)
 
 
 def fip_step(
@@ -116,8 +112,8 @@ def fip_step(
     With `drift` the first term is `|f(w) + J theta - f_ref|^2`, averaged over the anchors: the step also goes back
     towards the reference outputs. A path of many steps needs it, or what each step leaves adds up.
 
-    Special values: gradient 0 is eq. 3; `g = 0` gives steepest descent, and with gradient 0 too `start` at length
-    epsilon.
+    Where nothing says which way is down (a gradient of 0, or beta 0, and no drift), or which way the outputs stay
+    (`g = 0`), the step would be one of chance, and is refused; the first is what [`isofunctional_step`] is for.
 
     Args:
         g (operator): the metric, `[n, n]`, such as a [`MetricTensor`]; needs `g @ v`, `shape`, `dtype`, `device`
@@ -130,7 +126,7 @@ def fip_step(
             Which of the flattest directions to take where they are equal, `[n]`: its projection; random by default.
         method (`str`, *optional*, defaults to `"lanczos"`):
             `"lanczos"`: GLTR, one product at a time. `"dual"`: through the Gram matrix J J^T `[N C, N C]`, where
-            N C is small beside n; it takes N C vjps and holds that many vectors.
+            N C is small beside n; it takes N C vjps and holds that many vectors, within `g.memory_limit_gb`.
         flatness (`float`, *optional*, defaults to 0.0):
             Eigenvalues up to this share of the largest count as 0, and what the gradient asks along them is ignored:
             those directions are free for `start`. For walks with L = 0, whose gradient is that of the drift alone:
@@ -138,29 +134,38 @@ def fip_step(
         tolerance (`float`, *optional*, defaults to 1e-6):
             Largest residual, relative to `|(beta / 2) grad L|` (of eq. 3: to the largest eigenvalue times epsilon).
         max_products (`int`, *optional*, defaults to 100):
-            Most products of `"lanczos"`; the best step in the space they span is returned, not `converged`.
+            Most products of `"lanczos"`, and vectors `[n]` that it holds; the best step in the space they span is
+            returned, not `converged`.
         generator (`torch.Generator`, *optional*): of the random direction, on the CPU.
 
     Returns:
         [`ExactStep`]
 
     Raises:
-        [`InputError`]: epsilon not above 0, beta below 0, shapes that do not fit, values that are not finite.
+        [`InputError`]: epsilon not above 0, beta below 0, shapes that do not fit, values that are not finite, a
+            gradient that is zero, `g` zero, or a dual form that exceeds `g.memory_limit_gb`.
     """
-    _check(g, gradient, epsilon, beta, flatness, method, max_products)
+    _check(epsilon, method, max_products)
+    if not 0 <= beta < math.inf:
+        raise InputError(f"beta={beta!r} has to be 0 or above and finite: it is the weight of the objective")
+    if not 0 <= flatness < 1:
+        raise InputError(f"flatness={flatness!r} has to be from 0 to below 1: a share of the largest eigenvalue")
+    if gradient.ndim != 1 or len(gradient) != g.shape[0]:
+        raise InputError(f"gradient of shape {list(gradient.shape)} does not fit g: pass a flat vector [{g.shape[0]}]")
     gradient = gradient.to(g.device, g.dtype)
     half = gradient * (beta / 2)
     if drift is not None:
         half = half + drift_gradient(g, drift) / 2
     if not torch.isfinite(half).all():
         raise InputError("gradient holds NaN or infinite values (or beta times it does); check the loss")
-    if start is None:
-        start = torch.randn(g.shape[0], dtype=torch.float64, generator=generator)
-    start = start.to(g.device, g.dtype)
-    if start.shape != half.shape or not torch.isfinite(start).all() or not start.any():
-        raise InputError(f"start of shape {list(start.shape)}: pass {list(half.shape)} finite values, not all zero")
+    if not half.any():
+        raise InputError(
+            f"gradient is zero (times beta={beta!r}, and with the drift's), which says of no direction that it leads "
+            "down: check the loss, or take isofunctional_step (eq. 3)"
+        )
+    start = _direction(g, start, generator)
     problem = _Problem(gradient, half, float(half.norm()), float(epsilon), start, tolerance, flatness)
-    return _by_lanczos(g, problem, max_products) if method == "lanczos" else _by_dual(g, problem)
+    return _solved(g, problem, method, max_products)
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,10 @@ class _Problem:
         return replace(solution, y=y + way * (missing / width))
 
 
+def _solved(g: Operator, problem: _Problem, method: str, max_products: int) -> ExactStep:
+    return _by_lanczos(g, problem, max_products) if method == "lanczos" else _by_dual(g, problem)
+
+
 def _by_lanczos(g: Operator, problem: _Problem, max_products: int) -> ExactStep:
     length, epsilon, start = problem.length, problem.epsilon, problem.start
     basis = Krylov(g)
@@ -226,6 +235,8 @@ def _by_lanczos(g: Operator, problem: _Problem, max_products: int) -> ExactStep:
                 converged = True
                 break
             towards = u[:, 0]
+    if basis.scale == 0.0:
+        _refuse_zero(g)
     d, u = np.linalg.eigh(basis.matrix)
     c = length * _without_rounding(u[0])
     threshold = problem.threshold(basis.scale, basis.noise)
@@ -287,18 +298,27 @@ def _without_rounding(components: np.ndarray) -> np.ndarray:
     return np.where(np.abs(components) > 10 * np.finfo(float).eps, components, 0.0)
 
 
-def _check(
-    g: Operator, gradient: Tensor, epsilon: float, beta: float, flatness: float, method: str, max_products: int
-) -> None:
+def _refuse_zero(g: Operator) -> None:
+    """All products were zero. They may have been with vectors of the null space; a random one has a part outside."""
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(g.shape[0], dtype=torch.float64, generator=generator).to(g.device, g.dtype)
+    if not (g @ probe).any():
+        raise InputError(ZERO)
+
+
+def _direction(g: Operator, start: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    if start is None:
+        start = torch.randn(g.shape[0], dtype=torch.float64, generator=generator)
+    start = start.to(g.device, g.dtype)
+    if start.shape != g.shape[:1] or not torch.isfinite(start).all() or not start.any():
+        raise InputError(f"start of shape {list(start.shape)}: pass [{g.shape[0]}] finite values, not all zero")
+    return start
+
+
+def _check(epsilon: float, method: str, max_products: int) -> None:
     if method not in METHODS:
         raise InputError(f"method={method!r} is unknown; choose one of: {', '.join(METHODS)}")
     if not 0 < epsilon < math.inf:
         raise InputError(f"epsilon={epsilon!r} has to be above 0 and finite: it is the length of the step")
-    if not 0 <= beta < math.inf:
-        raise InputError(f"beta={beta!r} has to be 0 or above and finite: it is the weight of the objective")
-    if not 0 <= flatness < 1:
-        raise InputError(f"flatness={flatness!r} has to be from 0 to below 1: a share of the largest eigenvalue")
     if max_products < 1:
         raise InputError(f"max_products={max_products!r} has to be at least 1")
-    if gradient.ndim != 1 or len(gradient) != g.shape[0]:
-        raise InputError(f"gradient of shape {list(gradient.shape)} does not fit g: pass a flat vector [{g.shape[0]}]")

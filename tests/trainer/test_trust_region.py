@@ -219,6 +219,12 @@ def test_an_optimizer_that_would_change_the_steps_is_refused(tmp_path):
             trainer.train()
 
 
+def test_steps_without_a_length_are_refused(tmp_path):
+    with pytest.raises(InputError, match="learning_rate=0.0 has to be above 0") as error:
+        FIPTrainer(args=exact(tmp_path, learning_rate=0.0), **case(KIND)).train()
+    assert "\n" not in str(error.value)
+
+
 def test_a_method_that_preserves_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="preserve=False"):
         FIPTrainer(args=exact(tmp_path), preserve=False, **case(KIND)).train()

@@ -187,6 +187,13 @@ def test_bad_arguments_are_refused(arguments, message):
         find_spectrum(operator([1.0], 3), **arguments)
 
 
+def test_a_matrix_larger_than_memory_is_refused_with_the_number():
+    g = lenet(4, memory_limit_gb=1e-3)
+    with pytest.raises(InputError, match=r"matrix of 983 weights takes 0.0072 GiB, above memory_limit_gb=0.001"):
+        find_spectrum(g, method="dense")
+    assert find_spectrum(g, method="dual").rank == 12
+
+
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
 def test_a_zero_metric_is_refused(method):
     with pytest.raises(InputError, match="g is zero"):

@@ -51,9 +51,15 @@ def test_the_step_is_the_global_minimum(method, problem):
     metric, gradient, epsilon, beta, generator = problem
     matrix = metric.matrix()
     d = torch.linalg.eigvalsh(matrix)
-    step = fip_step(
-        metric, gradient, epsilon, beta=beta, method=method, tolerance=1e-10, max_products=400, generator=generator
-    )
+    options = {"method": method, "tolerance": 1e-10, "max_products": 400, "generator": generator}
+    if not matrix.any():
+        with pytest.raises(InputError, match="is zero"):
+            fip_step(metric, gradient, epsilon, beta=beta, **options)
+        return
+    if gradient.any():
+        step = fip_step(metric, gradient, epsilon, beta=beta, **options)
+    else:
+        step = isofunctional_step(metric, epsilon, **options)
     expected, multiplier, hard = minimum_on_sphere(matrix, beta / 2 * gradient, epsilon)
 
     def value(theta):
@@ -144,15 +150,36 @@ def test_a_walk_goes_back_along_the_stiff_and_on_along_the_flat(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_without_a_metric_it_is_steepest_descent(method):
-    metric = DenseMetric(torch.zeros(2, 2, 5, dtype=torch.float64))
+def test_where_no_output_depends_on_the_gradients_direction_it_is_steepest_descent(method):
+    """Products that are zero do not make a metric zero: only those with a random vector do."""
+    jacobian = torch.zeros(2, 2, 5, dtype=torch.float64)
+    jacobian[..., 4] = 1.0
+    metric = DenseMetric(jacobian)
     gradient = torch.tensor([3.0, 0.0, -4.0, 0.0, 0.0], dtype=torch.float64)
     step = fip_step(metric, gradient, 0.5, method=method)
     torch.testing.assert_close(step.theta, -0.1 * gradient)
-    assert step.converged and step.multiplier == pytest.approx(5.0)
+    assert step.converged and step.multiplier == pytest.approx(5.0) and step.output_change == 0.0
     start = torch.tensor([0.0, 2.0, 0.0, 0.0, 0.0], dtype=torch.float64)
     still = isofunctional_step(metric, 0.5, method=method, start=start)
     torch.testing.assert_close(still.theta, start / 4)
+
+
+def test_a_dual_form_larger_than_memory_is_refused_with_the_number():
+    metric = DenseMetric(torch.randn(50, 2, 1000, dtype=torch.float64))
+    gradient = torch.ones(1000, dtype=torch.float64)
+    # Room for 30 anchors of 2 vectors, and for their basis.
+    metric.memory_limit_gb = 60 * 2 * 8000 / 2**30
+    message = r"50 rows with 2 outputs takes 0.00149 GiB, above memory_limit_gb=0.000894; use at most 30 rows"
+    for call in (
+        lambda: fip_step(metric, gradient, 1.0, method="dual"),
+        lambda: isofunctional_step(metric, 1.0, method="dual"),
+        lambda: drift_correction(metric, torch.ones(50, 2), method="dual"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert fip_step(metric, gradient, 1.0).converged
+    assert drift_correction(metric, torch.ones(50, 2)).after >= 0
 
 
 def test_few_products_give_a_step_of_the_right_length_that_is_not_called_converged():
@@ -278,6 +305,7 @@ class Broken(DenseMetric):
 
 
 METRIC = DenseMetric(torch.ones(1, 1, 3, dtype=torch.float64))
+ZERO = DenseMetric(torch.zeros(2, 2, 3, dtype=torch.float64))
 BROKEN = Broken(torch.ones(1, 1, 3, dtype=torch.float64))
 ONES = torch.ones(3, dtype=torch.float64)
 
@@ -291,6 +319,12 @@ ONES = torch.ones(3, dtype=torch.float64)
         (lambda: fip_step(METRIC, ONES, 1.0, beta=-1.0), "beta=-1.0"),
         (lambda: fip_step(METRIC, ONES[:2], 1.0), r"gradient of shape \[2\].*\[3\]"),
         (lambda: fip_step(METRIC, ONES * math.inf, 1.0), "gradient holds NaN or infinite"),
+        (lambda: fip_step(METRIC, 0 * ONES, 1.0), "gradient is zero .*isofunctional_step"),
+        (lambda: fip_step(METRIC, ONES, 1.0, beta=0.0), "gradient is zero .*beta=0.0"),
+        (lambda: fip_step(ZERO, ONES, 1.0), "g is zero: no output depends"),
+        (lambda: fip_step(ZERO, ONES, 1.0, method="dual"), "g is zero"),
+        (lambda: isofunctional_step(ZERO, 1.0), "g is zero"),
+        (lambda: isofunctional_step(ZERO, 1.0, method="dual"), "g is zero"),
         (lambda: fip_step(METRIC, ONES, 1.0, start=0 * ONES), "start of shape"),
         (lambda: fip_step(METRIC, ONES, 1.0, method="newton"), "method='newton'.*lanczos, dual"),
         (lambda: fip_step(METRIC, ONES, 1.0, max_products=0), "max_products=0"),
