@@ -18,6 +18,7 @@ from .distillation import LearningWithoutForgetting
 from .lora import fresh_adapter
 from .projection import GEM, AveragedGEM
 from .regularization import L2, ElasticWeightConsolidation, OnlineEWC
+from .subspace import OrthogonalSubspace
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class Method:
 
 
 def _replay(functional_distance: str, beta: float, **fields: float) -> dict[str, Any]:
-    """The fields of a rival that keeps its outputs on the anchors by a distance, and not their predictions as well."""
-    return {"functional_distance": functional_distance, "beta": beta, "anchor_prediction_weight": 0.0, **fields}
+    """The fields of a rival that keeps its outputs on the anchors by a distance, and nothing else."""
+    nothing_else = {"anchor_prediction_weight": 0.0, "new_input_weight": 0.0}
+    return {"functional_distance": functional_distance, "beta": beta, **nothing_else, **fields}
 
 
 # Weights and margins: the best mean accuracy on validation images, MNIST then Fashion-MNIST on a small CNN, averaged
@@ -75,6 +77,11 @@ METHODS = {
     "online_ewc": Method(
         "online elastic weight consolidation: Fisher information scaled per task and fading (Schwarz et al., 2018)",
         terms=lambda **options: [OnlineEWC(**options)],
+    ),
+    "osf": Method(
+        "orthogonal subspace fine-tuning: weights change outside of their largest singular directions alone "
+        "(Nayak et al., 2025)",
+        terms=lambda **options: [OrthogonalSubspace(**options)],
     ),
     "lwf": Method(
         "learning without forgetting: distillation of the first outputs on the new task's inputs (Li and Hoiem, 2016)",

@@ -14,7 +14,7 @@ from ..models.loading import task_of
 from ..tasks import LANGUAGE_MODELLING
 
 
-ADAPTED = (nn.Linear, nn.Conv2d, Conv1D)
+LAYERS = (nn.Linear, nn.Conv2d, Conv1D)
 
 
 def fresh_adapter(model: PreTrainedModel | PeftModel, *, rank: int = 8, alpha: int = 16) -> PeftModel:
@@ -47,20 +47,36 @@ def fresh_adapter(model: PreTrainedModel | PeftModel, *, rank: int = 8, alpha: i
                 # `unload` would leave the head that was trained with the adapter.
                 module.modules_to_save["default"].load_state_dict(module.original_module.state_dict())
         model = model.unload()
-    task = task_of(model)
-    head = None if task in LANGUAGE_MODELLING else output_head(model)
-    last = model.get_output_embeddings() if head is None else model.get_submodule(head)
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, ADAPTED) and m is not last}
-    if not layers:
-        before = "its output embeddings" if head is None else f"its head {head!r}"
-        raise InputError(f"model={type(model).__name__} has no linear or convolutional layer before {before}")
+    layers, head = inner_layers(model)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         target_modules=list(layers),
         modules_to_save=None if head is None else [head],
-        task_type=TaskType.CAUSAL_LM if task == "text-generation" else None,
+        task_type=TaskType.CAUSAL_LM if task_of(model) == "text-generation" else None,
         # GPT-2 keeps its linear layers' weights transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in layers.values()),
     )
     return get_peft_model(model, config)
+
+
+def inner_layers(model: PreTrainedModel) -> tuple[dict[str, nn.Module], str | None]:
+    """
+    The linear and convolutional layers of a network but for the last one.
+
+    Args:
+        model (`PreTrainedModel`): A classifier, or a language model.
+
+    Returns:
+        `tuple[dict[str, nn.Module], str | None]`: the layers by name, and the name of a classifier's output head.
+
+    Raises:
+        [`InputError`]: there are none.
+    """
+    head = None if task_of(model) in LANGUAGE_MODELLING else output_head(model)
+    last = model.get_output_embeddings() if head is None else model.get_submodule(head)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LAYERS) and m is not last}
+    if not layers:
+        before = "its output embeddings" if head is None else f"its head {head!r}"
+        raise InputError(f"model={type(model).__name__} has no linear or convolutional layer before {before}")
+    return layers, head

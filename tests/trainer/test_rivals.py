@@ -26,7 +26,7 @@ from tests.testing_utils import (
 
 
 # Not FDR: a norm has no gradient where it is zero, so its first step follows the sign of rounding errors.
-RIVALS = ["l2", "ewc", "online_ewc", "lwf", "er", "gem", "agem", "der", "derpp"]
+RIVALS = ["l2", "osf", "ewc", "online_ewc", "lwf", "er", "gem", "agem", "der", "derpp"]
 OLD_NODES = [0, 1]
 
 
@@ -66,7 +66,7 @@ def test_accumulation_does_not_change_a_rivals_steps(method, tmp_path):
     assert_same_weights(*results, tolerance=2e-5)
 
 
-@pytest.mark.parametrize("method", ["l2", "ewc", "online_ewc", "lwf", "gem"])
+@pytest.mark.parametrize("method", ["l2", "osf", "ewc", "online_ewc", "lwf", "gem"])
 def test_a_resumed_rival_ends_with_the_same_weights(method, tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 2}
     whole = rival(method, tmp_path / "whole", **saving)
