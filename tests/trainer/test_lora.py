@@ -114,7 +114,9 @@ def test_rank_and_scale_can_be_tuned_and_nothing_else(base):
 
 def test_a_path_of_an_adapter_keeps_the_function_and_the_weights_below_it(base):
     """Unlike one adapter per task it is one network: both tasks are learned by the same adapter, one after another."""
-    given = {"adapter": {"rank": 4, "alpha": 8}, "anchors": 150}
+    # Steps enough that rounding, which differs between machines, does not decide what is learned.
+    training = {**TRAINING, "max_steps": 60}
+    given = {"adapter": {"rank": 4, "alpha": 8}, "anchors": 60, "training": training}
     middle, high = learn(base, "middle", "high", method="fip", branch="adapted", beta=1.0, **given)
     naive = learn(base, "middle", method="naive", branch="naive", **given).end
     assert middle.metrics["low/loss"] < naive.metrics["low/loss"] / 2
