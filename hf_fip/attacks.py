@@ -4,6 +4,9 @@ Attacks on image classifiers: bounded changes of the pixels that raise the loss.
 What an attack proves depends on whose gradients it follows. Made on the network that is measured it is *white-box*;
 made on another one, the surrogate, it is a *transfer* attack, and an accuracy that survives it says nothing of an
 attacker who has the network itself.
+
+No library: both attacks are short, torchattacks needs torchvision and an old version of requests, and foolbox and ART
+put wrappers of their own around a model.
 """
 
 from __future__ import annotations
@@ -106,7 +109,8 @@ def fgsm(
     batch_size: int = 256,
 ) -> Tensor:
     """
-    The fast gradient sign method (Goodfellow et al., 2015): one step of `epsilon` along the sign of the gradient.
+    The fast gradient sign method (Goodfellow et al., 2015): one step of `epsilon` along the sign of the gradient,
+    whether or not it serves.
 
     Args:
         model (`nn.Module`): whose gradients are followed; used as it is, so put it in evaluation mode.
@@ -121,20 +125,11 @@ def fgsm(
         `torch.Tensor`: the attacked `pixel_values`, whose pixels lie in [0, 1] and within `epsilon` of the given ones.
 
     Raises:
-        [`InputError`]: `epsilon` not above 0, pixels outside [0, 1], labels that do not fit, or an unknown loss.
+        [`InputError`]: `epsilon` not above 0, pixels outside [0, 1], labels that do not fit, an unknown loss, or
+            outputs that are not finite.
     """
-    return pgd(
-        model,
-        pixel_values,
-        labels,
-        epsilon=epsilon,
-        step_size=epsilon,
-        steps=1,
-        random_start=False,
-        scale=scale,
-        loss=loss,
-        batch_size=batch_size,
-    )
+    attack = _Attack(model, pixel_values, labels, epsilon=epsilon, scale=scale, loss=loss, batch_size=batch_size)
+    return attack.found(attack.once)
 
 
 def pgd(
@@ -169,7 +164,7 @@ def pgd(
             scale; the default reaches the ball's border from anywhere in it.
         restarts (`int`, *optional*, defaults to 1): how often to start anew.
         random_start (`bool`, *optional*, defaults to `True`): start at a uniformly drawn point of the ball; otherwise
-            at the image.
+            the first time at the image.
         scale ([`PixelScale`], *optional*): how `pixel_values` come from pixels; by default they are pixels.
         loss (`str`, *optional*, defaults to `"cross_entropy"`): or `"margin"`.
         seed (`int`, *optional*, defaults to 0): of the random starts; the first of more restarts are those of fewer.
@@ -180,81 +175,107 @@ def pgd(
 
     Raises:
         [`InputError`]: a bound, a step or a number of them not above 0, pixels outside [0, 1], labels that do not fit,
-            or an unknown loss.
+            an unknown loss, or outputs that are not finite.
     """
-    scale = scale or PixelScale()
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise InputError(f"epsilon={epsilon}: give the largest change of a pixel, above 0, as 8 / 255.")
+    attack = _Attack(model, pixel_values, labels, epsilon=epsilon, scale=scale, loss=loss, batch_size=batch_size)
     step_size = 2.5 * epsilon / max(steps, 1) if step_size is None else step_size
-    if steps < 1 or restarts < 1 or batch_size < 1 or not step_size > 0:
-        raise InputError(
-            f"steps={steps}, restarts={restarts}, step_size={step_size}, batch_size={batch_size}: all lie above 0."
-        )
-    if loss not in LOSSES:
-        raise InputError(f"loss={loss!r} is unknown; choose one of: {', '.join(LOSSES)}")
-    if pixel_values.ndim != 4 or not len(pixel_values) or labels.shape != pixel_values.shape[:1]:
-        raise InputError(
-            f"pixel_values {tuple(pixel_values.shape)}, labels {tuple(labels.shape)}: expected (batch, channels, "
-            "height, width) and (batch,), with at least one image."
-        )
-    pixels = scale.to_pixels(pixel_values)
-    if float(pixels.min()) < -1e-3 or float(pixels.max()) > 1 + 1e-3:
-        raise InputError(
-            f"pixel_values are pixels from {float(pixels.min()):.3g} to {float(pixels.max()):.3g}, not within [0, 1]: "
-            "give the image processor's scale, PixelScale.from_processor(processor)."
-        )
-    pixels = pixels.clamp(0, 1)
-    starts = [pixels] if not random_start else [_near(pixels, epsilon, seed, number) for number in range(restarts)]
-    found = [
-        _strongest(
-            lambda images: logits_of(model(pixel_values=scale.to_pixel_values(images))),
-            pixels[part],
-            [start[part] for start in starts],
-            labels[part],
-            epsilon=epsilon,
-            steps=steps,
-            step_size=step_size,
-            loss=LOSSES[loss],
-        )
-        for part in torch.arange(len(pixels)).split(batch_size)
-    ]
-    return scale.to_pixel_values(torch.cat(found))
+    if steps < 1 or restarts < 1 or not step_size > 0:
+        raise InputError(f"steps={steps}, restarts={restarts}, step_size={step_size}: all lie above 0.")
+    drawn = [attack.near(seed, number) if random_start or number else attack.pixels for number in range(restarts)]
+    return attack.found(lambda part: attack.strongest(part, [start[part] for start in drawn], steps, step_size))
 
 
-def _near(pixels: Tensor, epsilon: float, seed: int, restart: int) -> Tensor:
-    """A point of the ball around each image. Drawn on the CPU, so that all devices draw alike."""
-    generator = torch.Generator().manual_seed(1_000_003 * seed + restart)
-    noise = torch.rand(pixels.shape, generator=generator).to(pixels)
-    return (pixels + epsilon * (2 * noise - 1)).clamp(0, 1)
+class _Attack:
+    """What is attacked, checked and in pixels, and how: some images at a time."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pixel_values: Tensor,
+        labels: Tensor,
+        *,
+        epsilon: float,
+        scale: PixelScale | None,
+        loss: str,
+        batch_size: int,
+    ) -> None:
+        self.model, self.epsilon, self.batch_size = model, epsilon, batch_size
+        self.scale = scale or PixelScale()
+        if not (epsilon > 0 and math.isfinite(epsilon)):
+            raise InputError(f"epsilon={epsilon}: give the largest change of a pixel, above 0, as 8 / 255.")
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: give at least 1.")
+        if loss not in LOSSES:
+            raise InputError(f"loss={loss!r} is unknown; choose one of: {', '.join(LOSSES)}")
+        if pixel_values.ndim != 4 or not len(pixel_values) or labels.shape != pixel_values.shape[:1]:
+            raise InputError(
+                f"pixel_values {tuple(pixel_values.shape)}, labels {tuple(labels.shape)}: expected (batch, channels, "
+                "height, width) and (batch,), with at least one image."
+            )
+        pixels = self.scale.to_pixels(pixel_values.detach())
+        # Written so that NaN is refused too.
+        if not (float(pixels.min()) >= -1e-3 and float(pixels.max()) <= 1 + 1e-3):
+            raise InputError(
+                f"pixel_values are pixels from {float(pixels.min()):.3g} to {float(pixels.max()):.3g}, not within "
+                "[0, 1]: give the image processor's scale, PixelScale.from_processor(processor)."
+            )
+        self.loss, self.labels, self.pixels = LOSSES[loss], labels, pixels.clamp(0, 1)
+
+    def found(self, attack: Callable[[Tensor], Tensor]) -> Tensor:
+        """Attacked `pixel_values`, from an attack on the images with these indices."""
+        return self.scale.to_pixel_values(
+            torch.cat([attack(part) for part in torch.arange(len(self.pixels)).split(self.batch_size)])
+        )
+
+    def near(self, seed: int, restart: int) -> Tensor:
+        """A point of the ball around each image. Drawn on the CPU, so that all devices draw alike."""
+        generator = torch.Generator().manual_seed(1_000_003 * seed + restart)
+        noise = torch.rand(self.pixels.shape, generator=generator).to(self.pixels)
+        return (self.pixels + self.epsilon * (2 * noise - 1)).clamp(0, 1)
+
+    def once(self, part: Tensor) -> Tensor:
+        pixels = self.pixels[part].requires_grad_()
+        with torch.enable_grad():
+            _, losses = self._measured(pixels, self.labels[part])
+        return self._moved(pixels, losses, self.epsilon).clamp(0, 1)
+
+    def strongest(self, part: Tensor, starts: list[Tensor], steps: int, step_size: float) -> Tensor:
+        pixels, labels = self.pixels[part], self.labels[part]
+        low, high = (pixels - self.epsilon).clamp(min=0), (pixels + self.epsilon).clamp(max=1)
+        best, best_loss = pixels.clone(), pixels.new_full((len(pixels),), -math.inf)
+        best_wrong = torch.zeros_like(labels, dtype=torch.bool)
+        for start in starts:
+            attacked = start
+            for step in range(steps + 1):
+                last = step == steps
+                attacked = attacked.detach().requires_grad_(not last)
+                with torch.set_grad_enabled(not last):
+                    wrong, losses = self._measured(attacked, labels)
+                better = (wrong & ~best_wrong) | ((wrong == best_wrong) & (losses.detach() > best_loss))
+                best[better], best_loss[better] = attacked.detach()[better], losses.detach()[better]
+                best_wrong |= wrong
+                if not last:
+                    attacked = self._moved(attacked, losses, step_size).clamp(low, high)
+        return best
+
+    def _measured(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Which images are classified wrongly, and their losses."""
+        logits = logits_of(self.model(pixel_values=self.scale.to_pixel_values(pixels)))
+        if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[-1]:
+            raise InputError(
+                f"labels from {int(labels.min())} to {int(labels.max())}: the model has {logits.shape[-1]} classes."
+            )
+        losses = self.loss(logits, labels)
+        _refuse_not_finite(losses)
+        return logits.detach().argmax(-1) != labels, losses
+
+    def _moved(self, pixels: Tensor, losses: Tensor, length: float) -> Tensor:
+        (gradient,) = torch.autograd.grad(losses, pixels, torch.ones_like(losses))
+        _refuse_not_finite(gradient)
+        return pixels.detach() + length * gradient.sign()
 
 
-def _strongest(
-    logits: Callable[[Tensor], Tensor],
-    pixels: Tensor,
-    starts: list[Tensor],
-    labels: Tensor,
-    *,
-    epsilon: float,
-    steps: int,
-    step_size: float,
-    loss: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    low, high = (pixels - epsilon).clamp(min=0), (pixels + epsilon).clamp(max=1)
-    best, best_loss = pixels.clone(), pixels.new_full((len(pixels),), -math.inf)
-    best_wrong = torch.zeros_like(labels, dtype=torch.bool)
-    for start in starts:
-        attacked = start
-        for step in range(steps + 1):
-            last = step == steps
-            attacked = attacked.detach().requires_grad_(not last)
-            with torch.set_grad_enabled(not last):
-                outputs = logits(attacked)
-                losses = loss(outputs, labels)
-            wrong = outputs.detach().argmax(-1) != labels
-            better = (wrong & ~best_wrong) | ((wrong == best_wrong) & (losses.detach() > best_loss))
-            best[better], best_loss[better] = attacked.detach()[better], losses.detach()[better]
-            best_wrong |= wrong
-            if not last:
-                (gradient,) = torch.autograd.grad(losses.sum(), attacked)
-                attacked = (attacked.detach() + step_size * gradient.sign()).clamp(low, high)
-    return best
+def _refuse_not_finite(values: Tensor) -> None:
+    # An attack that nothing can steer would find nothing, and pass for robustness.
+    if not torch.isfinite(values).all():
+        raise InputError("model: its loss on attacked images, or the gradient, is not finite; check its weights.")

@@ -13,29 +13,34 @@ from ..errors import InputError
 from ..forward import logits_of
 
 
-def input_gradients(model: nn.Module, pixel_values: Tensor, labels: Tensor) -> Tensor:
+def input_gradients(model: nn.Module, pixel_values: Tensor, labels: Tensor, *, batch_size: int = 256) -> Tensor:
     """
-    Gradients of each input's cross-entropy with respect to that input.
+    Gradients of each input's cross-entropy with respect to that input, `∇_x CE(f(x), y)`.
 
     Args:
         model (`nn.Module`): an image classifier in evaluation mode.
         pixel_values (`torch.Tensor`): `[inputs, channels, height, width]`.
         labels (`torch.Tensor`): `[inputs]`, the right classes.
+        batch_size (`int`, *optional*, defaults to 256): images at a time; no result depends on it.
 
     Returns:
         `torch.Tensor`: `[inputs, channels * height * width]`.
     """
-    read = pixel_values.detach().clone().requires_grad_()
-    losses = cross_entropy(logits_of(model(pixel_values=read)), labels, reduction="sum")
-    return autograd.grad(losses, read)[0].flatten(1)
+    found = []
+    for images, right in zip(pixel_values.split(batch_size), labels.split(batch_size), strict=True):
+        read = images.detach().clone().requires_grad_()
+        losses = cross_entropy(logits_of(model(pixel_values=read)), right, reduction="sum")
+        found.append(autograd.grad(losses, read)[0].flatten(1))
+    return torch.cat(found)
 
 
 def input_coherence(gradients: Tensor, surrogate: Tensor) -> Tensor:
     """
-    Cosine of a network's input gradient with the surrogate's, input by input: 1 where what raises the surrogate's loss
-    raises the network's most, 0 where it does not touch it. The word and the cosine are Kariyappa and Qureshi's
-    ("Improving adversarial robustness of ensembles with diversity training", 2019), who take it between members; the
-    paper at hand reports it with a surrogate, without a formula in the text at hand, so this definition is ours.
+    Cosine of a network's input gradient with the surrogate's, input by input: with `a = ∇_x CE(f(x), y)` and
+    `b = ∇_x CE(s(x), y)`, `a · b / (|a| |b|)`. It is 1 where what raises the surrogate's loss raises the network's
+    most, 0 where it does not touch it. The word and the cosine are Kariyappa and Qureshi's ("Improving adversarial
+    robustness of ensembles with diversity training", 2019), who take it between members; the paper at hand reports it
+    with a surrogate, without a formula in the text at hand, so this definition is ours.
 
     Args:
         gradients (`torch.Tensor`): `[inputs, features]`, as [`input_gradients`] gives them.

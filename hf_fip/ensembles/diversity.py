@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -55,6 +55,13 @@ def layer_activations(model: nn.Module, inputs: Mapping[str, Tensor], layers: Se
     Raises:
         [`InputError`]: a name that is no module of the model.
     """
+    return _layer_outputs(model, inputs, layers, lambda features: features)
+
+
+def _layer_outputs(
+    model: nn.Module, inputs: Mapping[str, Tensor], layers: Sequence[str], kept: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """By layer, what `kept` makes of its activations: those of all layers at once may be far too large."""
     modules = dict(model.named_modules())
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     layers = layers or [name for name, module in modules.items() if isinstance(module, kinds)]
@@ -66,7 +73,7 @@ def layer_activations(model: nn.Module, inputs: Mapping[str, Tensor], layers: Se
     def keep(name: str):
         def hook(module: nn.Module, given: tuple, output: Tensor | tuple) -> None:
             output = output[0] if isinstance(output, tuple) else output
-            found[name] = output.detach().flatten(1)
+            found[name] = kept(output.detach().flatten(1))
 
         return hook
 
@@ -82,9 +89,9 @@ def layer_activations(model: nn.Module, inputs: Mapping[str, Tensor], layers: Se
 
 def layer_diversity(members: Sequence[nn.Module], inputs: Mapping[str, Tensor]) -> dict[str, float]:
     """
-    The diversity score of each layer: `1 -` the mean over all pairs of members of the [`linear_cka`] of their
-    activations. The paper names a "representation diversity score" per layer without giving its formula in the text at
-    hand; this definition is ours.
+    The diversity score of each layer: `1 - 2 / (K (K - 1)) Σ_{k < l} CKA(X_k, X_l)`, one less the mean over all pairs
+    of the K members of the [`linear_cka`] of their activations. The paper names a "representation diversity score" per
+    layer without giving its formula in the text at hand; this definition is ours.
 
     Args:
         members (`Sequence[nn.Module]`): at least 2 models whose layers have the same names, in evaluation mode.
@@ -99,9 +106,7 @@ def layer_diversity(members: Sequence[nn.Module], inputs: Mapping[str, Tensor]) 
     """
     if len(members) < 2:
         raise InputError(f"members: {len(members)} given; diversity is a matter of at least 2.")
-    kernels = [
-        {name: _kernel(features) for name, features in layer_activations(member, inputs).items()} for member in members
-    ]
+    kernels = [_layer_outputs(member, inputs, (), _kernel) for member in members]
     shared = [name for name in kernels[0] if all(name in other for other in kernels)]
     if not shared:
         raise InputError("members: no layer has the same name in all of them; give members of one architecture.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,6 +106,38 @@ def test_steps_are_stronger_than_one_step_and_both_than_none():
     assert clean.mean() < once.mean() < often.mean()
 
 
+class Wave(nn.Module):
+    """Its loss rises from the middle of the range and falls again: a long step overshoots."""
+
+    def forward(self, pixel_values):
+        height = torch.sin(10 * (pixel_values.flatten(1).mean(1) - 0.5))
+        return {"logits": torch.stack([height, torch.zeros_like(height)], 1)}
+
+
+def test_one_step_is_taken_whether_or_not_it_serves():
+    """FGSM is that step; of a longer attack an image keeps the best it has met."""
+    pixels, labels = torch.full((3, 1, 2, 2), 0.51), torch.ones(3, dtype=torch.long)
+
+    def height(attacked):
+        return Wave()(attacked)["logits"][:, 0]
+
+    with torch.no_grad():
+        once = fgsm(Wave(), pixels, labels, epsilon=0.4)
+    torch.testing.assert_close(once, pixels + 0.4)
+    assert (height(once) < height(pixels)).all()
+    assert (height(pgd(Wave(), pixels, labels, epsilon=0.4, steps=20, step_size=0.05)) > 0.95).all()
+
+
+def test_without_a_random_start_the_first_attack_begins_at_the_image():
+    values, labels = images(8)
+    options = {"epsilon": 0.05, "steps": 2, "scale": SCALE, "random_start": False}
+    alone = pgd(network(), values, labels, seed=0, **options)
+    assert torch.equal(alone, pgd(network(), values, labels, seed=1, **options)), "nothing is drawn"
+    more = pgd(network(), values, labels, restarts=4, **options)
+    assert (losses(network(), more, labels) >= losses(network(), alone, labels) - 1e-5).all()
+    assert not torch.equal(more, alone)
+
+
 def test_more_restarts_are_never_worse_for_any_image():
     values, labels = images(64)
     model = network()
@@ -169,10 +203,15 @@ def test_margin_is_positive_exactly_where_the_prediction_is_wrong():
         ({"loss": "hinge"}, "loss='hinge'"),
         ({"scale": None}, "not within"),
         ({"scale": PixelScale((0.5, 0.5), (0.2, 0.2))}, "2 channels"),
+        ({"pixel_values": torch.full((4, 3, 12, 12), math.nan)}, "not within"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"labels": torch.zeros(3, dtype=torch.long)}, "labels"),
+        ({"labels": torch.tensor([0, 1, 2, 4])}, "labels from 0 to 4: the model has 4 classes"),
+        ({"labels": torch.tensor([0, 1, 2, -100]), "loss": "margin"}, "labels from -100 to 2"),
         ({"pixel_values": torch.zeros(0, 3, 12, 12), "labels": torch.zeros(0, dtype=torch.long)}, "labels"),
     ],
-    ids=["zero", "negative", "nan", "steps", "restarts", "loss", "no scale", "channels", "labels", "empty"],
+    ids=["zero", "negative", "nan", "steps", "restarts", "loss", "no scale", "channels", "nan pixels", "batches"]
+    + ["labels", "label too high", "no label", "empty"],
 )
 def test_bad_input_is_one_line(changes, message):
     values, labels = images(4)
@@ -180,3 +219,17 @@ def test_bad_input_is_one_line(changes, message):
     with pytest.raises(InputError, match=message) as error:
         pgd(network(), **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd])
+def test_a_network_without_finite_outputs_does_not_pass_for_robust(attack):
+    values, labels = images(4)
+    broken = network()
+    with torch.no_grad():
+        broken.classifier.bias[0] = math.nan
+    with pytest.raises(InputError, match="not finite"):
+        attack(broken, values, labels, epsilon=0.1, scale=SCALE)
+    model = network()
+    model.classifier.register_forward_pre_hook(lambda module, given: ((given[0] * 0).sqrt() + given[0],))
+    with pytest.raises(InputError, match="gradient, is not finite"):
+        attack(model, values, labels, epsilon=0.1, scale=SCALE)

@@ -6,7 +6,9 @@ import evaluate
 from hf_fip.ensembles.coherence import mean_coherence
 
 
-_DESCRIPTION = "Mean cosine of a network's input gradients with those of a surrogate on the same inputs."
+_DESCRIPTION = (
+    "Mean cosine a · b / (|a| |b|) of a network's input gradients a with those of a surrogate b on the same inputs."
+)
 _CITATION = """\
 @article{kariyappa2019improving,
   title={Improving adversarial robustness of ensembles with diversity training},
