@@ -44,6 +44,10 @@ class FIPConfig(TrainingArguments):
             Forgetting control: the largest share of anchors whose prediction may have changed at a recorded point.
         restoration_steps (`int`, *optional*, defaults to 100):
             Most optimizer steps spent on the distance alone to come back into the budget before a point is recorded.
+        stop_at_budget (`bool`, *optional*, defaults to `False`):
+            End the path where the budget ends for unseen inputs: a point that `heldout_dataset` cannot certify is
+            taken back, on a straight line, to the last of eight places since the point before that it certifies, is
+            recorded there, and is the path's last one.
         reference (`str`, *optional*, defaults to `"origin"`):
             The network whose outputs are kept: the path's `"origin"`, or the `"previous"` path point.
         path_points (`int`, *optional*, defaults to 10):
@@ -65,6 +69,10 @@ class FIPConfig(TrainingArguments):
             Classifiers that have grown output nodes which the reference did not have: weight of a cross-entropy to the
             class probabilities that the reference gave the anchors, 0 for the new nodes. It uses no labels, and keeps
             the new classes away from the anchors, which a distance of class scores leaves open.
+        new_input_weight (`float`, *optional*, defaults to 1.0):
+            Classifiers that have grown: what the functional distance on the *new* task's inputs, at the old output
+            nodes, counts beside that on the anchors. Uses no labels; the first outputs on the training data are
+            cached once, which takes a forward pass over them. 0 keeps the function on the anchors alone.
         anchor_positions (`int`, *optional*):
             Language models: most scored positions kept per anchor; all by default.
         anchor_cache_dtype (`str`, *optional*, defaults to `"float32"`):
@@ -107,6 +115,9 @@ class FIPConfig(TrainingArguments):
     restoration_steps: int = field(
         default=100, metadata={"help": "Most steps on the distance alone to come back into the budget at a point."}
     )
+    stop_at_budget: bool = field(
+        default=False, metadata={"help": "End the path at the last place that held-out inputs certify."}
+    )
     reference: str = field(default="origin", metadata={"help": "`origin` or `previous`: whose outputs are kept."})
     path_points: int = field(default=10, metadata={"help": "Number of recorded points, evenly spaced."})
     step_norm: float | None = field(default=None, metadata={"help": "Record a point at every such weight distance."})
@@ -116,6 +127,9 @@ class FIPConfig(TrainingArguments):
     anchor_label_weight: float = field(default=0.0, metadata={"help": "Weight of the anchors' label loss."})
     anchor_prediction_weight: float = field(
         default=1.0, metadata={"help": "Weight of the reference's predictions on anchors, for heads that have grown."}
+    )
+    new_input_weight: float = field(
+        default=1.0, metadata={"help": "What the distance on the new task's inputs counts, for heads that have grown."}
     )
     anchor_positions: int | None = field(default=None, metadata={"help": "Most scored positions per anchor (LMs)."})
     anchor_cache_dtype: str = field(default="float32", metadata={"help": "Storage of the reference outputs."})
@@ -149,7 +163,7 @@ class FIPConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name}={value!r} has to be above 0")
-        for name in ("anchor_label_weight", "anchor_prediction_weight", "restoration_steps"):
+        for name in ("anchor_label_weight", "anchor_prediction_weight", "new_input_weight", "restoration_steps"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)!r} must not be negative")
         if self.path_points < 1:
@@ -186,6 +200,11 @@ class FIPConfig(TrainingArguments):
             raise InputError(f"max_steps={self.max_steps}: a path with L = 0 has no epochs, set its length in steps")
         if self.budget and anchor_dataset is None:
             raise InputError("a forgetting budget needs anchor_dataset: inputs on which the function has to be kept")
+        if self.stop_at_budget and not (self.budget and heldout_dataset is not None):
+            missing = (
+                "heldout_dataset: inputs that certify it" if self.budget else "a budget: disagreement_budget=0.02"
+            )
+            raise InputError(f"stop_at_budget=True needs {missing}")
         if self.solver == "trust_region" and anchor_dataset is None:
             raise InputError("solver='trust_region' needs anchor_dataset: the metric of eq. 4 is that on the anchors")
         if heldout_dataset is not None and anchor_dataset is None:

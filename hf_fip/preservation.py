@@ -15,7 +15,7 @@ from .errors import InputError
 from .forward import OutputKind, base_model, function_mode_, logits_of
 from .functional.anchors import Anchors, anchor_batch
 from .functional.budget import Drift, predictions_changed
-from .functional.penalty import AnchorLabels, AnchorPredictions, FunctionalDistance, mean_by_example
+from .functional.penalty import AnchorLabels, AnchorPredictions, FunctionalDistance, NewInputDistance, mean_by_example
 from .functional.task_nodes import within
 from .starting_network import EXAMPLE_COLUMN, anchor_tasks
 from .terms import OutputBatch, Step, Term, total_loss
@@ -79,12 +79,16 @@ class Preservation:
         self._predictions = [AnchorPredictions(weight)] if grown and weight else []
         weight = self.args.distance_weight(with_predictions=bool(self._predictions))
         self.distance = FunctionalDistance(distance, unit=unit, weight=weight)
+        self._new_inputs = []
+        if trainer.keeps_new_inputs:
+            weight *= self.args.new_input_weight
+            self._new_inputs = [NewInputDistance(distance, nodes=trainer.known_outputs, unit=unit, weight=weight)]
 
     def terms(self) -> list[Term]:
         """The terms that keep the function."""
         if self.distance is None:
             return []
-        terms: list[Term] = [self.distance, *self._predictions]
+        terms: list[Term] = [self.distance, *self._predictions, *self._new_inputs]
         if self.args.anchor_label_weight == 0:
             return terms
         if not self.anchors.labelled:
@@ -304,6 +308,11 @@ class Preservation:
         optimizer.step()
         trainer.change_weights()
         optimizer.zero_grad()
+
+    def certified(self) -> bool:
+        """Whether the held-out inputs certify every budget that was asked for."""
+        certificates = self.drift(self.heldout).certificates(self.args.budget)
+        return all(certificate.certified for certificate in certificates if certificate.asked is not None)
 
     def report(self, drift: Drift | None) -> dict[str, Any]:
         """What a node says about the budget: asked, reached on the anchors, certified or not on held-out inputs."""

@@ -19,7 +19,7 @@ from .starting_network import TASK_COLUMN
 from .tasks import LANGUAGE_MODELLING, Task, features
 
 
-# Inputs of each old task, unseen in training, on which the budget is certified.
+# Inputs of each old task, unseen in training, on which the budget is certified, unless more or fewer are asked for.
 HELD_OUT = 1000
 RUNNER_UP_ANCHORS = 256
 
@@ -96,7 +96,14 @@ class TaskData:
         }
 
     def anchors(
-        self, tasks: list[Task], spaces: dict, number: int, labelled: bool, shift: int, memory: str = "even"
+        self,
+        tasks: list[Task],
+        spaces: dict,
+        number: int,
+        labelled: bool,
+        shift: int,
+        memory: str = "even",
+        held_out: int = HELD_OUT,
     ) -> tuple[Dataset, Dataset]:
         """Training inputs of the tasks as anchors, and inputs of their test splits to certify on."""
         drawn, unseen = [], []
@@ -106,16 +113,16 @@ class TaskData:
         for index, (task, rows, kept) in enumerate(zip(tasks, training, chosen, strict=True)):
             if len(kept):
                 drawn.append(self._anchors(task, spaces[task.name], index, rows.select(kept), labelled, shift))
-            unseen.append(self._held_out(task, spaces[task.name], index))
+            unseen.append(self._held_out(task, spaces[task.name], index, held_out))
         return concatenate_datasets(drawn), concatenate_datasets(unseen)
 
-    def _held_out(self, task: Task, space: list[int], index: int) -> Dataset:
+    def _held_out(self, task: Task, space: list[int], index: int, number: int) -> Dataset:
         def draw() -> Dataset:
             rows = self._rows(task, "test")
-            rows = rows.select(stratified_indices([0] * len(rows), HELD_OUT, self.seed))
+            rows = rows.select(stratified_indices([0] * len(rows), number, self.seed))
             return self._anchors(task, space, index, rows, labelled=False)
 
-        return self._once(("held out", task, space, index), draw)
+        return self._once(("held out", task, space, index, number), draw)
 
     def _anchors(
         self, task: Task, space: list[int], index: int, rows: Dataset, labelled: bool, shift: int = 0

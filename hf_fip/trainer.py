@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, Trainer
@@ -78,7 +79,8 @@ class FIPTrainer(Trainer):
             For each earlier task the node whose outputs are kept on its anchors; by default those of the path's start.
         known_outputs (`int`, *optional*):
             Number of output nodes before the head grew for this path: the reference's predictions are among those, and
-            new classes are kept away from the anchors (`anchor_prediction_weight` of the configuration).
+            new classes are kept away from the anchors (`anchor_prediction_weight` of the configuration), and those
+            outputs are kept on the new task's inputs too (`new_input_weight`).
 
     Raises:
         [`InputError`]: for arguments that cannot work, before training starts.
@@ -156,7 +158,7 @@ class FIPTrainer(Trainer):
             raise InputError(
                 f"{self.args.n_gpu} GPUs in one process (DataParallel): not supported; start with `accelerate launch`"
             )
-        if any(term.uses_task_reference for term in terms):
+        if self.keeps_new_inputs or any(term.uses_task_reference for term in terms):
             number_examples_(self)
         if task_nodes is not None:
             if not self.is_classifier:
@@ -193,6 +195,13 @@ class FIPTrainer(Trainer):
             and getattr(config, "problem_type", None) in (None, "single_label_classification")
             and getattr(config, "num_labels", 1) > 1
         )
+
+    @property
+    def keeps_new_inputs(self) -> bool:
+        """Whether the outputs that were there before are kept on the new task's inputs too."""
+        asked = self.preserve and self.args.new_input_weight > 0 and self.args.solver == "penalty"
+        grown = self.known_outputs is not None and self.is_classifier and self.anchor_dataset is not None
+        return asked and grown and isinstance(self.train_dataset, Dataset)
 
     @property
     def data_seed(self) -> int:
@@ -380,6 +389,11 @@ class FIPTrainer(Trainer):
         whole = ", ".join(t.name for t in self.terms if overrides(t, *hooks))
         if whole and self.is_fsdp_enabled:
             raise InputError(f"fsdp with the terms {whole}: they need whole weights, not shards; use DDP")
+        exact = ", ".join(t.name for t in self.terms if overrides(t, "end_segment"))
+        if exact and self.args.stop_at_budget:
+            raise InputError(
+                f"stop_at_budget=True with the terms {exact}: no point lies between those they make exact"
+            )
         self.path = PathRecorder(self, self.graph, self._origin)
         self.path.begin(checkpoint)
         self._micro_step = [-1, 0]

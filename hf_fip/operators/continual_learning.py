@@ -25,11 +25,11 @@ from ..graph import Node
 from ..metrics.stream import learned_at
 from ..models.heads import grow_head
 from ..objectives.keep_zeros import kept_zeros
-from ..task_data import runner_up
+from ..task_data import HELD_OUT, runner_up
 from ..tasks import Task
 from ..trainer import FIPTrainer
 from .base import Path
-from .path_operator import PathOperator, Start
+from .path_operator import PathOperator, Start, check_held_out
 from .travel import training_arguments
 
 
@@ -62,6 +62,8 @@ class ContinualLearning(PathOperator):
         anchors (`int`, *optional*, defaults to 2000):
             Number of training inputs of the earlier tasks, all together, on which the function is kept. Their labels
             are not used unless the method says so.
+        held_out (`int`, *optional*, defaults to 1000):
+            Number of test inputs of each earlier task on which budgets are certified.
         anchor_memory (`str`, *optional*, defaults to `"even"`):
             How they are chosen: `"even"`, `"class_balanced"` (by their labels) or `"reservoir"`; see
             [`~hf_fip.data.memory.remembered_rows`].
@@ -71,8 +73,8 @@ class ContinualLearning(PathOperator):
             Whose outputs are kept: those of the path's `"origin"` or the `"previous"` path point, as in [`FIPConfig`],
             or, on each earlier task's anchors, those of the node that had just `"learned"` it, so that what is lost
             on one path is not taken for granted on the next.
-        functional_distance, beta, distance_budget, disagreement_budget, anchor_label_weight,
-        anchor_prediction_weight, anchor_batch_size, path_points:
+        functional_distance, beta, distance_budget, disagreement_budget, stop_at_budget, anchor_label_weight,
+        anchor_prediction_weight, new_input_weight, anchor_batch_size, path_points:
             As in [`FIPConfig`]. The path points are those of each task. Given to a method that keeps outputs (`der`,
             `fdr`, …) they go before its own.
         adapter (`dict`, *optional*):
@@ -115,10 +117,13 @@ class ContinualLearning(PathOperator):
         beta: float | None = None,
         distance_budget: float | None = None,
         disagreement_budget: float | None = None,
+        stop_at_budget: bool = False,
         anchor_label_weight: float | None = None,
         anchor_prediction_weight: float | None = None,
+        new_input_weight: float | None = None,
         anchor_batch_size: int | None = None,
         anchor_shift: int = 0,
+        held_out: int = HELD_OUT,
         reference: str = "origin",
         path_points: int = 5,
         adapter: dict[str, int] | None = None,
@@ -136,6 +141,7 @@ class ContinualLearning(PathOperator):
         _check_one_of("reference", reference, REFERENCES)
         if anchors < 2:
             raise InputError(f"anchors={anchors} are too few to keep a function on; give at least 2, better hundreds")
+        check_held_out(held_out)
         Budget(distance_budget, disagreement_budget)
         self.data_root = data_root
         self.branch = branch or method
@@ -144,8 +150,10 @@ class ContinualLearning(PathOperator):
             "beta": beta,
             "distance_budget": distance_budget,
             "disagreement_budget": disagreement_budget,
+            "stop_at_budget": stop_at_budget or None,
             "anchor_label_weight": anchor_label_weight,
             "anchor_prediction_weight": anchor_prediction_weight,
+            "new_input_weight": new_input_weight,
         }
         self.arguments = {
             **training_arguments(training),
@@ -165,6 +173,7 @@ class ContinualLearning(PathOperator):
             "anchors": anchors,
             "anchor_memory": anchor_memory,
             "anchor_shift": anchor_shift,
+            "held_out": held_out,
             "adapter": self.adapter,
             "keep_zeros": keep_zeros,
             "seed": seed,

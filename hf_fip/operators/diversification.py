@@ -11,8 +11,9 @@ from ..objectives import Displacement, Repulsion
 from ..objectives.keep_zeros import kept_zeros
 from ..objectives.random_steps import RandomSteps
 from ..objectives.schedules import Schedule, schedule_name
+from ..task_data import HELD_OUT
 from ..trainer import FIPTrainer
-from .path_operator import PathOperator, Start
+from .path_operator import PathOperator, Start, check_held_out
 from .travel import SegmentedTrainer, evenly_spaced, training_arguments
 
 
@@ -47,6 +48,8 @@ class Diversification(PathOperator):
             Number of training inputs of the tasks, split evenly between them, on which the function is kept.
         anchor_shift (`int`, *optional*, defaults to 0):
             Images: keep the function on copies of each anchor too, shifted by up to so many pixels.
+        held_out (`int`, *optional*, defaults to 1000):
+            Number of test inputs of each of the node's tasks on which budgets are certified.
         functional_distance, distance_temperature, beta, distance_budget, disagreement_budget, anchor_batch_size:
             As in [`FIPConfig`]; beta is 1 by default. A budget is met at each point, and certified on held-out inputs.
         branch (`str`, *optional*, defaults to `"diverse"`): Name of the path in the graph.
@@ -85,6 +88,7 @@ class Diversification(PathOperator):
         keep_zeros: bool = True,
         anchors: int = 5000,
         anchor_shift: int = 0,
+        held_out: int = HELD_OUT,
         functional_distance: str = "l2",
         distance_temperature: float | None = None,
         beta: float | None = None,
@@ -102,6 +106,7 @@ class Diversification(PathOperator):
                 raise InputError(f"{name}={value!r} has to be a whole number, at least 1")
         if anchors < 2:
             raise InputError(f"anchors={anchors} are too few to keep a function on; give at least 2, better thousands")
+        check_held_out(held_out)
         Budget(distance_budget, disagreement_budget)
         options = {"strength": strength, "angle": angle, "away_from": away_from, "ramp": ramp, "schedule": schedule}
         self.repelling = {name: value for name, value in options.items() if value is not None}
@@ -138,6 +143,7 @@ class Diversification(PathOperator):
             "keep_zeros": keep_zeros,
             "anchors": anchors,
             "anchor_shift": anchor_shift,
+            "held_out": held_out,
             "seed": seed,
             "max_length": max_length,
             **self.arguments,

@@ -20,6 +20,12 @@ from .base import Operator, Path
 from .travel import graph_of, path_config, recorded_path, travel
 
 
+def check_held_out(number: int) -> None:
+    """Refuses what is no number of inputs."""
+    if not isinstance(number, int) or number < 2:
+        raise InputError(f"held_out={number!r}: give a whole number of test inputs to certify on, at least 2")
+
+
 @dataclass(frozen=True)
 class Start:
     """
@@ -110,6 +116,7 @@ class PathOperator(Operator, ABC):
             self._needs_labels,
             chosen["anchor_shift"],
             chosen.get("anchor_memory", "even"),
+            chosen["held_out"],
         )
         return Start(node, graph, tasks, kind, processor, model, data, anchors, held_out)
 

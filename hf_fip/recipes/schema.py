@@ -31,9 +31,12 @@ class Settings:
             How they are shared by the earlier tasks: `even`, `class_balanced` or `reservoir`.
         anchor_batch_size (`int`, *optional*): Anchors in each step; by default the task's batch size.
         anchor_shift (`int`, *optional*, defaults to 0): Images: shifted copies of each anchor, up to so many pixels.
+        held_out (`int`, *optional*, defaults to 1000): Test inputs of each earlier task that certify budgets.
         anchor_label_weight (`float`, *optional*, defaults to 0.0): Weight of the anchors' labels; 0 uses none.
         anchor_prediction_weight (`float`, *optional*):
             Weight of the reference's predictions on the anchors, where a classifier grows; by default the trainer's.
+        new_input_weight (`float`, *optional*):
+            What the distance on the new task's inputs counts, where a classifier grows; by default the trainer's.
         functional_distance (`str`, *optional*): Distance between outputs; by default the operator's own.
         beta (`float` or `list`, *optional*): Weight of the secondary objective (eq. 4), where there is no budget.
         distance_budget (`float` or `list`, *optional*):
@@ -41,6 +44,8 @@ class Settings:
         disagreement_budget (`float` or `list`, *optional*):
             Largest share of inputs whose prediction may change. A list, of these or of `beta`, makes a branch for each
             value.
+        stop_at_budget (`bool`, *optional*, defaults to `False`):
+            Whether a path ends at the last place that held-out inputs certify.
         reference (`str`, *optional*, defaults to `"origin"`):
             What the distance is taken to: `origin`, `previous` or `learned`.
         path_points (`int`, *optional*, defaults to 5): Number of nodes recorded after the starting one.
@@ -53,12 +58,15 @@ class Settings:
     anchor_memory: Literal["even", "class_balanced", "reservoir"] = "even"
     anchor_batch_size: int | None = field(default=None, metadata={"min": 1})
     anchor_shift: int = field(default=0, metadata={"min": 0})
+    held_out: int = field(default=1000, metadata={"min": 2})
     anchor_label_weight: float = field(default=0.0, metadata={"min": 0})
     anchor_prediction_weight: float | None = field(default=None, metadata={"min": 0})
+    new_input_weight: float | None = field(default=None, metadata={"min": 0})
     functional_distance: str | None = None
     beta: float | list[float] | None = field(default=None, metadata={"above": 0})
     distance_budget: float | list[float] | None = field(default=None, metadata={"above": 0})
     disagreement_budget: float | list[float] | None = field(default=None, metadata={"above": 0, "below": 1})
+    stop_at_budget: bool = False
     reference: Literal["origin", "previous", "learned"] = "origin"
     path_points: int = field(default=5, metadata={"min": 1})
     max_length: int | None = field(default=None, metadata={"min": 1})
@@ -152,11 +160,11 @@ SETTINGS = tuple(setting.name for setting in fields(Settings))
 SHARED = {
     "ContinualLearning": SETTINGS,
     "Compression": (
-        "anchors anchor_batch_size anchor_shift functional_distance beta distance_budget disagreement_budget "
+        "anchors anchor_batch_size anchor_shift held_out functional_distance beta distance_budget disagreement_budget "
         "max_length seed"
     ).split(),
     "Diversification": (
-        "anchors anchor_batch_size anchor_shift functional_distance beta distance_budget disagreement_budget "
+        "anchors anchor_batch_size anchor_shift held_out functional_distance beta distance_budget disagreement_budget "
         "path_points max_length seed"
     ).split(),
 }
@@ -166,9 +174,12 @@ OWN_SETTINGS = {
     "Diversification": DiversificationSettings,
 }
 # What shapes `fip` alone. Its rivals have weights of their own, and none can hold a budget.
-_BUDGETS = ("distance_budget", "disagreement_budget")
+_BUDGETS = ("distance_budget", "disagreement_budget", "stop_at_budget")
 FIP_ONLY = {
-    "ContinualLearning": ("functional_distance", "beta", *_BUDGETS, "anchor_label_weight", "anchor_prediction_weight"),
+    "ContinualLearning": (
+        *("functional_distance", "beta", *_BUDGETS),
+        *("anchor_label_weight", "anchor_prediction_weight", "new_input_weight"),
+    ),
     "Compression": _BUDGETS,
     "Diversification": (),
 }

@@ -5,7 +5,7 @@ import torch
 
 from hf_fip import FIPConfig, FIPTrainer, InputError
 from hf_fip.functional.budget import Budget, Drift, predictions_changed
-from tests.testing_utils import arguments, case, texts
+from tests.testing_utils import arguments, assert_same_weights, case, texts, weights
 
 
 def travel(tmp_path, **changes):
@@ -53,6 +53,47 @@ def test_too_few_held_out_inputs_are_not_certified_and_enough_are_named(tmp_path
     assert "not certified" in disagreement["message"]
     if disagreement["value"] == 0:
         assert disagreement["inputs_needed"] == 183
+
+
+def held_out(node) -> dict:
+    (asked,) = (entry for entry in node.protocol["budget"]["held_out"] if entry["asked"] is not None)
+    return asked
+
+
+def test_a_path_stops_where_held_out_inputs_end_the_budget(tmp_path):
+    # A weak penalty and no restoration: nothing but the stop can keep the budget.
+    free = {"beta": 1e3, "restoration_steps": 0, "max_steps": 12, "path_points": 3}
+    going_on = travel(tmp_path / "going on", distance_budget=1e-6, **free).graph
+    budget = held_out(list(going_on)[1])["high"] / 3
+    trainer = travel(tmp_path / "stopped", stop_at_budget=True, distance_budget=budget, **free)
+    start, *points = trainer.graph
+    (stop,) = points
+    report = stop.protocol["budget"]
+    assert 0 < report["stopped_at"] < 1 and stop.protocol["path"]["finished"]
+    assert held_out(stop)["certified"]
+    assert report["anchors"]["distance"] < list(going_on)[1].protocol["budget"]["anchors"]["distance"]
+    first, there, end = (weights(node.load_model()) for node in (start, stop, list(going_on)[1]))
+    expected = {name: torch.lerp(first[name], end[name], report["stopped_at"]) for name in first}
+    assert_same_weights(there, expected, tolerance=1e-6)
+    assert_same_weights(weights(trainer.model), there)
+
+
+def test_a_path_that_keeps_its_budget_goes_to_its_end(tmp_path):
+    trainer = travel(tmp_path, distance_budget=10.0, stop_at_budget=True, max_steps=8)
+    assert [node.step for node in list(trainer.graph)[1:]] == [2, 4, 6, 8]
+    assert "stopped_at" not in trainer.graph["fip"].protocol["budget"]
+
+
+@pytest.mark.parametrize("missing", ["a budget", "heldout_dataset"])
+def test_stopping_needs_a_budget_and_inputs_that_certify_it(missing, tmp_path):
+    changes = {} if missing == "a budget" else {"distance_budget": 0.1}
+    heldout = texts(50, seed=8, labels=None) if missing == "a budget" else None
+    with pytest.raises(InputError, match=f"stop_at_budget=True needs {missing}"):
+        FIPTrainer(
+            args=arguments(tmp_path, stop_at_budget=True, max_steps=1, **changes),
+            heldout_dataset=heldout,
+            **case("sequence-classification"),
+        )
 
 
 @pytest.mark.parametrize(
