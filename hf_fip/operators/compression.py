@@ -17,8 +17,9 @@ from ..objectives.keep_zeros import kept_zeros
 from ..objectives.projections import Projection
 from ..objectives.schedules import Schedule, schedule_name
 from ..objectives.scores import get_score, metric_diagonal
+from ..task_data import HELD_OUT
 from ..trainer import FIPTrainer
-from .path_operator import PathOperator, Start
+from .path_operator import PathOperator, Start, check_held_out
 from .travel import SegmentedTrainer, evenly_spaced, training_arguments
 
 
@@ -65,6 +66,8 @@ class Compression(PathOperator):
             Number of training inputs of the tasks, split evenly between them, on which the function is kept.
         anchor_shift (`int`, *optional*, defaults to 0):
             Images: keep the function on copies of each anchor too, shifted by up to so many pixels.
+        held_out (`int`, *optional*, defaults to 1000):
+            Number of test inputs of each of the node's tasks on which budgets are certified.
         functional_distance, distance_temperature, beta, distance_budget, disagreement_budget, anchor_batch_size:
             As in [`FIPConfig`]; the distance is `"kl"` at temperature 2 by default, beta
             (which only matters beside labels) 1.
@@ -104,6 +107,7 @@ class Compression(PathOperator):
         keep_zeros: bool = True,
         anchors: int = 20000,
         anchor_shift: int = 0,
+        held_out: int = HELD_OUT,
         functional_distance: str = "kl",
         distance_temperature: float | None = None,
         beta: float | None = None,
@@ -122,6 +126,7 @@ class Compression(PathOperator):
         self.points = _points(steps, len(self.targets))
         if anchors < 2:
             raise InputError(f"anchors={anchors} are too few to keep a function on; give at least 2, better thousands")
+        check_held_out(held_out)
         budget = Budget(distance_budget, disagreement_budget)
         if budget and not self.method.preserve:
             raise InputError(f"method={method!r} keeps no function, so it can hold no budget; leave the budget out")
@@ -167,6 +172,7 @@ class Compression(PathOperator):
             "keep_zeros": keep_zeros,
             "anchors": anchors,
             "anchor_shift": anchor_shift,
+            "held_out": held_out,
             "seed": seed,
             "max_length": max_length,
             **self.arguments,
