@@ -8,7 +8,7 @@ least velocity and the least acceleration). Paths are discrete here: points `[T 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,9 @@ from .surfaces import Surface
 
 if TYPE_CHECKING:
     from ..graph import Node
+
+# Each holds two paths; PyTorch's default, 100, would be two hundred.
+LBFGS_HISTORY = 10
 
 
 @dataclass(frozen=True)
@@ -79,22 +82,24 @@ def length_of_points(points: Tensor, surface: Surface, *, infinitesimal: bool = 
             between their ends: the difference of the two is what eq. 2 leaves out.
     """
     _check_points(points, 2)
-    squares = [
-        surface.inner((a + b) / 2, b - a, b - a) if infinitesimal else surface.chord(a, b)
-        for a, b in zip(points[:-1], points[1:], strict=True)
-    ]
-    return PathLength(tuple(float(square.detach().clamp(min=0.0).sqrt()) for square in squares))
+    if infinitesimal:
+        pairs = zip(points[:-1], points[1:], strict=True)
+        squares = torch.stack([surface.inner((a + b) / 2, b - a, b - a) for a, b in pairs])
+    else:
+        squares = surface.chords(points)
+    return PathLength(tuple(squares.detach().clamp(min=0.0).sqrt().tolist()))
 
 
 @torch.no_grad()
-def path_length(nodes: Iterable[Node], inputs: Inputs) -> PathLength:
+def path_length(nodes: Iterable[Node], inputs: Inputs | Iterable[Inputs]) -> PathLength:
     """
     The functional length of a path of nodes: how far its networks' outputs on anchors move along it. One model is in
     memory at a time.
 
     Args:
         nodes (iterable of `Node`): in order, of one label space.
-        inputs (`dict[str, torch.Tensor]`): model inputs of the anchors, as for [`MetricTensor`].
+        inputs (`dict[str, torch.Tensor]` or an iterable of them): model inputs of the anchors, in one batch or
+            several, as for [`MetricTensor`].
 
     Raises:
         [`InputError`]: if the nodes' outputs differ in shape, or there are fewer than two.
@@ -105,11 +110,11 @@ def path_length(nodes: Iterable[Node], inputs: Inputs) -> PathLength:
     >>> path_length(graph.lineage(graph["fip"]), tokenizer(texts, padding=True, return_tensors="pt")).length
     ```
     """
-    found = []
+    batches = [inputs] if isinstance(inputs, Mapping) else list(inputs)
+    found: list[Tensor] = []
     for node in nodes:
         network = Network(node.load_model())
-        (anchors,) = network.chunks(inputs)
-        found.append(network(network.parameters, anchors))
+        found.append(torch.cat([network(network.parameters, anchors) for anchors in network.chunks(batches)]))
         if found[-1].shape != found[0].shape:
             raise InputError(
                 f"nodes: the outputs of {node.id!r} have the shape {list(found[-1].shape)}, those of the first "
@@ -172,6 +177,9 @@ def refine_path(
     that move no output), in which the second part chooses the path that is straightest in the weights; it is the
     integral of `|w''|^2` over unit time.
 
+    L-BFGS holds some twenty paths `[T - 1, n]`, and a step the graphs of the outputs at all points: for small
+    networks, few points and few anchors.
+
     Args:
         points (`torch.Tensor`): `[T + 1, n]`, three or more; its ends stay.
         surface ([`Surface`]): where the path lies.
@@ -194,7 +202,7 @@ def refine_path(
     evaluations = 0
 
     def cost(path: Tensor) -> Tensor:
-        total = torch.stack([surface.chord(a, b) for a, b in zip(path[:-1], path[1:], strict=True)]).sum() * steps
+        total = surface.chords(path).sum() * steps
         if smoothness:
             total = total + smoothness * steps**3 * path.diff(n=2, dim=0).square().sum()
         return total
@@ -202,6 +210,7 @@ def refine_path(
     optimizer = torch.optim.LBFGS(
         [inner],
         max_iter=iterations,
+        history_size=LBFGS_HISTORY,
         tolerance_grad=tolerance,
         tolerance_change=tolerance,
         line_search_fn="strong_wolfe",

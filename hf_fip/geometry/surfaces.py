@@ -29,6 +29,10 @@ class Surface(ABC):
     def chord(self, start: Tensor, end: Tensor) -> Tensor:
         """Squared length of the straight line between two near points: a scalar that can be differentiated."""
 
+    def chords(self, points: Tensor) -> Tensor:
+        """[`chord`] of each point of a path `[T + 1, n]` to the next, `[T]`."""
+        return torch.stack([self.chord(a, b) for a, b in zip(points[:-1], points[1:], strict=True)])
+
     @abstractmethod
     def connection(self, point: Tensor, velocity: Tensor) -> Tensor:
         """`Γ(v, v)` of the Levi-Civita connection, `[n]`: a path is a geodesic where `w'' + Γ(w', w') = 0`."""
@@ -69,8 +73,11 @@ class OutputSurface(Surface):
         return outputs.unsqueeze(0) if outputs.ndim == 1 else outputs.flatten(1)
 
     def chord(self, start: Tensor, end: Tensor) -> Tensor:
-        difference = self.outputs(end) - self.outputs(start)
-        return difference.square().sum() / len(difference)
+        return self.chords(torch.stack([start, end]))[0]
+
+    def chords(self, points: Tensor) -> Tensor:
+        outputs = torch.stack([self.outputs(point) for point in points])
+        return outputs.diff(dim=0).square().sum(-1).mean(-1)
 
     def inner(self, point: Tensor, first: Tensor, second: Tensor) -> Tensor:
         moved = [jvp(self.outputs, (point,), (v,))[1] for v in (first, second)]

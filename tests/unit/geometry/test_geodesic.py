@@ -1,6 +1,7 @@
 """Paths on surfaces whose geodesics are known, and on a small network."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -180,6 +181,19 @@ def test_refining_a_networks_path_lowers_velocity_and_acceleration(network):
     assert bends[2] < 0.1 * bends[1]
 
 
+def test_a_path_takes_the_outputs_at_each_point_once():
+    taken = []
+
+    def outputs(w):
+        taken.append(w)
+        return sphere(w)
+
+    path, surface = great_circle(8), OutputSurface(outputs)
+    found = length_of_points(path, surface)
+    assert len(taken) == 9
+    assert found.segments == pytest.approx([float(surface.chord(a, b).sqrt()) for a, b in pairwise(path)])
+
+
 def test_lengths_from_outputs_equal_those_from_points(network):
     surface, point = network
     path = torch.stack([point, point + 0.1, point - 0.1])
@@ -208,6 +222,8 @@ def test_length_of_a_path_of_nodes():
     expected = (outputs[1] - outputs[0]).square().sum(-1).mean().sqrt().item()
     assert found.segments == pytest.approx((expected, expected))
     assert found.length == pytest.approx(2 * expected)
+    batches = ({name: values[part] for name, values in inputs.items()} for part in (slice(0, 2), slice(2, 3)))
+    assert path_length([Recorded(model) for model in models], batches).segments == pytest.approx(found.segments)
 
 
 def test_a_grown_head_ends_the_path():
