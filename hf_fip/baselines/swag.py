@@ -98,13 +98,13 @@ def update_batch_norms_(model: nn.Module, dataset: Dataset, *, batch_size: int, 
 
 
 class _Moments(TrainerCallback):
-    """First and second moments of the weights, and the last deviations from the running mean."""
+    """Mean of the weights, sum of their squared deviations from it, and the last deviations from the running mean."""
 
     def __init__(self, every: int, rank: int):
         self.every = every
         self.count = 0
         self.mean: Tensor | None = None
-        self.square: Tensor | None = None
+        self.scatter: Tensor | None = None
         self.deviations: deque[Tensor] = deque(maxlen=rank)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -112,15 +112,17 @@ class _Moments(TrainerCallback):
             return
         weights = torch.nn.utils.parameters_to_vector(model.parameters()).detach().float().cpu()
         if self.mean is None:
-            self.mean, self.square = torch.zeros_like(weights), torch.zeros_like(weights)
+            self.mean, self.scatter = torch.zeros_like(weights), torch.zeros_like(weights)
         self.count += 1
-        self.mean += (weights - self.mean) / self.count
-        self.square += (weights.square() - self.square) / self.count
+        before = weights - self.mean
+        self.mean += before / self.count
+        # Welford's sum: a mean of squares less a squared mean would be rounding, weights moving as little as they do.
+        self.scatter += before * (weights - self.mean)
         self.deviations.append(weights - self.mean)
 
     def draw(self, generator: torch.Generator, scale: float) -> Tensor:
         """Weights from N(mean, ½ diagonal + ½ D Dᵀ / (rank − 1)), flat."""
-        diagonal = (self.square - self.mean.square()).clamp(min=0).sqrt()
+        diagonal = (self.scatter / self.count).sqrt()
         wide = torch.randn(len(diagonal), generator=generator)
         deep = torch.randn(len(self.deviations), generator=generator)
         low_rank = sum(d * z for d, z in zip(self.deviations, deep, strict=True)) / (len(self.deviations) - 1) ** 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import TrainingArguments
 from hf_fip.baselines.adaptive_diversity import adaptive_diversity_ensemble, adp_loss
 from hf_fip.baselines.ensembles import independent_networks, train
 from hf_fip.baselines.fast_geometric import cyclical_rate, fast_geometric_ensemble
-from hf_fip.baselines.swag import swag_ensemble, update_batch_norms_
+from hf_fip.baselines.swag import _Moments, swag_ensemble, update_batch_norms_
 from hf_fip.errors import InputError
 from hf_fip.models import (
     CifarResNetConfig,
@@ -101,6 +102,18 @@ def test_swag_members_scatter_around_the_mean_of_the_weights_met(tmp_path, rows,
     assert off < 0.5 * spread and apart(members)
     again = swag_ensemble(trained, rows, arguments(tmp_path), members=1, **options)
     assert torch.equal(flat(again[0]), flat(members[0]))
+
+
+def test_swag_sees_weights_scatter_that_hardly_move():
+    """By 1e-4 around 1, as weights do at a low rate: in single precision a mean of squares does not show it."""
+    moments, model = _Moments(1, 10), nn.Linear(40, 50, bias=False)
+    met = 1 + 1e-4 * torch.randn(30, 50, 40, generator=torch.Generator().manual_seed(0))
+    for step, weight in enumerate(met, 1):
+        model.weight.data = weight
+        moments.on_step_end(None, SimpleNamespace(global_step=step), None, model=model)
+    torch.testing.assert_close(moments.mean, met.mean(0).flatten(), rtol=0, atol=1e-6)
+    wanted = met.double().std(0, correction=0).flatten().float()
+    torch.testing.assert_close((moments.scatter / moments.count).sqrt(), wanted, rtol=1e-2, atol=0)
 
 
 def test_batch_norms_take_the_statistics_of_the_data(rows):
