@@ -23,6 +23,8 @@ METHODS = ("auto", "dense", "dual", "lanczos")
 # Up to here all eigenvalues cost less than a few of them by products would.
 LARGEST_DENSE = 500
 LARGEST_DUAL = 1000
+# Of what is read from files: the square of one, times another, is finite.
+LARGEST_NUMBER = 1e90
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,10 @@ class Spectrum:
         tail = tuple((float(value), float(count)) for value, count in data["tail"])
         noise, dimension = float(data["noise"]), int(data["dimension"])
         numbers = [*values, noise, *(number for pair in tail for number in pair)]
-        if not values or not all(map(math.isfinite, numbers)) or min(numbers) < 0 or values[0] <= noise:
-            raise ValueError("no spectrum")
+        if not values or not all(0 <= number <= LARGEST_NUMBER for number in numbers) or values[0] <= noise:
+            raise ValueError("no spectrum: its numbers are negative or not finite, or none exceeds the noise")
+        if not len(values) <= dimension <= LARGEST_NUMBER:
+            raise ValueError(f"no spectrum: {len(values)} eigenvalues of {dimension}")
         return cls(
             eigenvalues=values,
             dimension=dimension,

@@ -145,6 +145,10 @@ def test_a_spectrum_is_saved_beside_a_graph_and_read_back(tmp_path):
     save_spectrum(tmp_path, "base", found["base"])
     (tmp_path / "spectra" / "broken.json").write_text('{"node": "x", "eigenvalues": [NaN]}')
     (tmp_path / "spectra" / "list.json").write_text("[]")
+    sound = {"node": "base", **found["base"].to_dict()}
+    unsound = [{"dimension": 3}, {"dimension": 10**400}, {"eigenvalues": [1e200]}, {"tail": [[0.0, -1.0]]}]
+    for number, change in enumerate([*unsound, {"noise": 1e9}]):
+        (tmp_path / "spectra" / f"unsound-{number}.json").write_text(json.dumps({**sound, **change}))
     loaded = load_spectra(tmp_path)
     assert loaded.keys() == found.keys()
     assert [one.metric for one in loaded["base"]] == ["fisher", "l2"]
