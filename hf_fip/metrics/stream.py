@@ -45,11 +45,15 @@ def accuracy_matrix(graph: Family, branch: str) -> tuple[list[str], list[list[fl
     Returns:
         `tuple[list[str], list[list[float | None]]]`: the tasks in the order in which they were learned, and a square
         matrix with a row after each task learned and a column for each task, as
-        [`~hf_fip.metrics.accuracy_matrix.continual_learning_metrics`] takes it; `None` where nothing was measured.
+        [`~hf_fip.metrics.accuracy_matrix.continual_learning_metrics`] takes it; `None` where nothing was measured. Of
+        the tasks to come a row knows the next alone, where it has the labels of the tasks before.
     """
     node = graph[branch]
     names = [task.name for task in node.tasks]
-    rows = [end.metrics for end in learned_at(graph.lineage(node))]
+    ends = learned_at(graph.lineage(node))
+    # What a network makes of the next task is written down by the path that learns it.
+    next_tasks = [_part(end.protocol, "before") for end in ends[1:]]
+    rows = [{**before, **end.metrics} for end, before in zip(ends, [*next_tasks, {}], strict=False)]
     return names, [[_finite(metrics.get(f"{name}/accuracy")) for name in names] for metrics in rows]
 
 
@@ -62,7 +66,8 @@ def stream_summary(graph: Family, branch: str) -> dict[str, float]:
         branch (`str`): Name of the branch, or any key that `graph[key]` takes.
 
     Returns:
-        `dict[str, float]`, each entry where it was measured: `average_accuracy`, `backward_transfer` and `forgetting`
+        `dict[str, float]`, each entry where it was measured: `average_accuracy`, `backward_transfer`, `forgetting` and
+        `forward_transfer` (above chance, the accuracy of a model that learned nothing; where tasks share their labels)
         of [`~hf_fip.metrics.accuracy_matrix.continual_learning_metrics`]; `functional_distance`, the mean over the
         earlier tasks of the distance on their anchors; `seconds` of all of the branch's paths; `peak_memory_gib`, the
         largest of theirs.
@@ -71,7 +76,7 @@ def stream_summary(graph: Family, branch: str) -> dict[str, float]:
     known = [[math.nan if value is None else value for value in row] for row in matrix]
     complete = names and len(matrix) == len(names)
     measured = complete and all(matrix[i][j] is not None for i in range(len(names)) for j in range(i + 1))
-    summary = continual_learning_metrics(known) if measured else {}
+    summary = continual_learning_metrics(known, _chances(graph[branch], names)) if measured else {}
     distances = [value for value in functional_distance_by_task(graph[branch]).values() if value is not None]
     if distances:
         summary["functional_distance"] = fmean(distances)
@@ -95,6 +100,12 @@ def functional_distance_by_task(node: Node) -> dict[str, float | None]:
     """
     distances = _part(_part(node.protocol, "budget"), "anchors").get("distance_by_task") or []
     return {task.name: _finite(distance) for task, distance in zip(node.tasks, distances, strict=False)}
+
+
+def _chances(node: Node, tasks: list[str]) -> list[float]:
+    """The accuracy on each task of guessing among its labels."""
+    labels = [len(_part(node.protocol, "label_space").get(task) or ()) for task in tasks]
+    return [1 / number if number else math.nan for number in labels]
 
 
 def _path_ends(graph: Family, branch: str) -> list[Node]:

@@ -1,5 +1,7 @@
 """The report's sections on streams of tasks and on the price of keeping: what they show is what the nodes say."""
 
+from types import MappingProxyType
+
 import pytest
 
 from hf_fip.graph import ModelGraph
@@ -7,7 +9,7 @@ from hf_fip.metrics.stream import accuracy_matrix
 from hf_fip.report import pareto, streams
 
 from .sample_graph import add, weights
-from .test_report import HOSTILE
+from .test_report import HOSTILE, page_of
 
 
 MATRIX = {
@@ -18,24 +20,26 @@ MATRIX = {
 }
 
 
-def stream_graph(folder, matrices=MATRIX, names=("one", "two", "three")):
-    """A root and, for each branch, a node for each further task."""
+def stream_graph(folder, matrices=MATRIX, names=("one", "two", "three"), points=1, before=MappingProxyType({})):
+    """A root and, for each branch, as many nodes for each further task, which are all alike."""
     graph = ModelGraph(folder)
 
-    def node(name, row, parent, **fields):
+    def node(name, row, parent, point=points, **fields):
         tasks = [{"name": task, "dataset": "d"} for task in names[: len(row)]]
         made = add(
             graph,
             weights(1, 0.1 * len(row), 2),
-            id=f"{name}-{len(row)}",
+            id=f"{name}-{len(row)}" if point == points else f"{name}-{len(row)}-{point}",
             parent=parent,
             name=name,
-            step=10 * (len(row) - 1),
+            step=10 * point if parent else 0,
             metrics={f"{task}/accuracy": value for task, value in zip(names, row, strict=False)},
             parameters={"task": names[len(row) - 1]},
             protocol={
                 "tasks": tasks,
                 "scenario": "class-incremental",
+                "label_space": {task: [0, 1] for task in names},
+                "before": {f"{task}/accuracy": value for task, value in before.items() if task == names[len(row) - 1]},
                 "budget": {"anchors": {"distance_by_task": [0.01 * (i + 1) for i in range(len(row) - 1)]}},
             },
             **fields,
@@ -46,7 +50,8 @@ def stream_graph(folder, matrices=MATRIX, names=("one", "two", "three")):
     for name, rows in matrices.items():
         parent = root
         for row in rows[1:]:
-            parent = node(name, row, parent, operator="ContinualLearning")
+            for point in range(1, points + 1):
+                parent = node(name, row, parent, point, operator="ContinualLearning")
     return graph
 
 
@@ -82,6 +87,30 @@ def test_the_summary_names_the_scenario_and_what_was_forgotten(graph):
     assert section.table.row_ids == ["fip-3", "fip-0.01-3", "fip-0.1-3", "naive-3"]
 
 
+def test_every_recorded_point_is_on_the_heat_map_along_the_path(graph, tmp_path):
+    assert streams.along_the_path(graph) is None, "with one point a task the matrix says it all"
+    graph = stream_graph(tmp_path / "longer", {name: MATRIX[name] for name in ("naive", "fip")}, points=2)
+    figure = streams.scores(graph)
+    (control,) = figure.layout.meta["controls"]
+    for option in control["options"]:
+        ((update, _),) = option["updates"]
+        rows = MATRIX[option["label"]]
+        expected = [rows[0], rows[1], rows[1], rows[2], rows[2]]
+        assert update["z"] == [[[row[task] if task < len(row) else None for row in expected] for task in range(3)]]
+        assert update["x"] == [["0", "10", "20", "30", "40"]] and update["y"] == [["one", "two", "three"]]
+    assert list(figure.data[0].customdata[0]) == ["base-1", "fip-2-1", "fip-2", "fip-3-1", "fip-3"]
+    assert "stream-scores" in page_of(graph).values("id", "section")
+
+
+def test_forward_transfer_is_told_and_explained_where_it_was_measured(graph, tmp_path):
+    assert "forward transfer" not in streams.streams(graph).table.columns
+    measured = {"two": 0.7, "three": 0.5}
+    section = streams.streams(stream_graph(tmp_path / "shared", {"fip": MATRIX["fip"]}, before=measured))
+    row = dict(zip(section.table.columns, section.table.rows[0], strict=True))
+    assert row["forward transfer"].sort == pytest.approx((0.7 + 0.5) / 2 - 0.5)
+    assert any(note.startswith("Forward transfer") for note in section.notes)
+
+
 def test_two_tasks_are_no_stream(tmp_path):
     pair = {name: rows[:2] for name, rows in MATRIX.items()}
     graph = stream_graph(tmp_path / "graph", pair)
@@ -109,6 +138,6 @@ def test_branches_that_end_elsewhere_or_unmeasured_are_no_comparison(tmp_path):
 
 
 def test_names_from_strangers_are_text(tmp_path):
-    graph = stream_graph(tmp_path / "graph", names=(HOSTILE.replace("/", "|"), "two", "three"))
-    for figure in (streams.matrices(graph), pareto.pareto(graph)):
+    graph = stream_graph(tmp_path / "graph", names=(HOSTILE.replace("/", "|"), "two", "three"), points=2)
+    for figure in (streams.matrices(graph), streams.scores(graph), pareto.pareto(graph)):
         assert "<script" not in figure.to_json().replace("\\u003c", "<")

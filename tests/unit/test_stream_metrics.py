@@ -7,7 +7,7 @@ from hf_fip.graph.family import Family
 from hf_fip.metrics.stream import accuracy_matrix, functional_distance_by_task, learned_at, stream_summary
 
 
-def node(name, parent, tasks, accuracies, *, branch="fip", seconds=1.0, made=None, distances=()):
+def node(name, parent, tasks, accuracies, *, branch="fip", seconds=1.0, made=None, distances=(), before=None):
     return Node(
         id=name,
         parent=parent,
@@ -17,6 +17,8 @@ def node(name, parent, tasks, accuracies, *, branch="fip", seconds=1.0, made=Non
         metrics={f"{task}/accuracy": value for task, value in zip(tasks, accuracies, strict=True)},
         protocol={
             "tasks": [{"name": task, "dataset": "embedded:digits"} for task in tasks],
+            "label_space": {task: [0, 1, 2, 3] for task in tasks},
+            "before": before or {},
             "budget": {"anchors": {"distance_by_task": list(distances)}},
         },
         extra={"cost": {"seconds": seconds, "peak_memory_gib": seconds / 10}},
@@ -57,6 +59,19 @@ def test_the_summary_is_that_of_the_matrix_and_of_the_paths(family):
     assert summary["functional_distance"] == pytest.approx(0.2)
     assert summary["seconds"] == pytest.approx(1.0 + 2.0 + 4.0), "base, b and c; not the points on the way"
     assert summary["peak_memory_gib"] == pytest.approx(0.4)
+
+
+def test_what_the_next_task_was_before_it_was_learned_is_forward_transfer(family):
+    assert "forward_transfer" not in stream_summary(family, "fip"), "not measured"
+    nodes = [
+        node("base", None, ["a"], [0.9], branch="base"),
+        node("b", "base", ["a", "b"], [0.8, 0.7], before={"b/accuracy": 0.6}),
+        node("c", "b", ["a", "b", "c"], [0.7, 0.6, 0.5], before={"c/accuracy": 0.2}),
+    ]
+    graph = Family("memory")
+    graph._set_nodes({entry.id: entry for entry in nodes})
+    assert accuracy_matrix(graph, "fip")[1] == [[0.9, 0.6, None], [0.8, 0.7, 0.2], [0.7, 0.6, 0.5]]
+    assert stream_summary(graph, "fip")["forward_transfer"] == pytest.approx(((0.6 - 0.25) + (0.2 - 0.25)) / 2)
 
 
 def test_distances_are_named_by_task(family):
