@@ -82,7 +82,11 @@ class Preservation:
         self._new_inputs = []
         if trainer.keeps_new_inputs:
             weight *= self.args.new_input_weight
-            self._new_inputs = [NewInputDistance(distance, nodes=trainer.known_outputs, unit=unit, weight=weight)]
+            # Where the task is known an anchor's distance is that of its own task's outputs; here a mean over tasks.
+            tasks = 1 if self._nodes is None else len(self._nodes) - 1
+            self._new_inputs = [
+                NewInputDistance(distance, nodes=trainer.known_outputs, unit=unit * tasks, weight=weight)
+            ]
 
     def terms(self) -> list[Term]:
         """The terms that keep the function."""
