@@ -222,6 +222,12 @@ def test_predictions_on_anchors_are_kept_where_new_classes_could_take_them(chang
     assert terms.get("loss_anchor_predictions") == predictions
 
 
+@pytest.mark.parametrize("method", ["der", "derpp", "fdr", "bhattacharyya"])
+def test_rivals_that_keep_outputs_do_nothing_else_of_the_paths(method, graph):
+    labels = {"loss_anchor_labels"} if method == "derpp" else set()
+    assert set(terms_of(graph, method=method)) == {"loss_task", "functional_distance"} | labels
+
+
 def test_where_no_class_is_new_the_distance_keeps_the_function_alone(graph):
     trainer = FIPTrainer(
         model=classifier(),
