@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from ..errors import InputError
 
 
 _SAME_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = 1 << 20
+# Entries or gaps unpacked at a time: their places stay in the processor's cache, and in memory that is used again.
+CHUNK = 1 << 16
 # Row i holds the bits of byte i, lowest first.
 _BITS_OF_BYTE = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8)
 
@@ -55,20 +56,10 @@ def unpack(bitmask: torch.Tensor, values: torch.Tensor, shape: Sequence[int]) ->
     size = math.prod(shape)
     if bitmask.dtype != torch.uint8 or bitmask.shape != (-(-size // 8),):
         raise InputError(f"bitmask has {bitmask.numel()} entries of {bitmask.dtype}; {-(-size // 8)} bytes expected.")
-    bits = _bits_of(bitmask)
-    on_cpu = bitmask.device.type == "cpu"
-    ones = int(np.count_nonzero(bits.numpy()) if on_cpu else torch.count_nonzero(bits))
-    if bool(bits[size:].any()) or values.shape != (ones,):
-        raise InputError(f"bitmask of {size} entries marks {ones} values; {values.numel()} are stored.")
-    if not on_cpu:
-        return place(bits.nonzero().flatten(), values, size).reshape(tuple(shape))
-    # NumPy's zeros are fresh pages of the system, and indices of one chunk at a time stay in the cache.
-    flat, content, start = np.zeros(size, dtype=_bytes_of(values).dtype), _bytes_of(values), 0
-    for first in range(0, size, _CHUNK):
-        where = np.flatnonzero(bits[first : first + _CHUNK].numpy())
-        flat[first : first + _CHUNK][where] = content[start : start + len(where)]
-        start += len(where)
-    return torch.from_numpy(flat).view(values.dtype).reshape(tuple(shape))
+    if size % 8 and int(bitmask[-1]) >> size % 8:
+        raise InputError(f"bitmask of {size} entries has bits set beyond the last one.")
+    places = _places(bitmask.numpy()) if bitmask.device.type == "cpu" else _places_at_once(bitmask)
+    return place(places, values, size).reshape(tuple(shape))
 
 
 def take(flat: torch.Tensor, where: np.ndarray) -> torch.Tensor:
@@ -76,19 +67,43 @@ def take(flat: torch.Tensor, where: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(_bytes_of(flat)[where]).view(flat.dtype)
 
 
-def place(where: np.ndarray | torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
-    """Zeros of length `size` with `values` at the places `where`, an array on the CPU and a tensor elsewhere."""
-    if isinstance(where, torch.Tensor):
-        return values.new_zeros(size).index_copy_(0, where, values)
-    flat = np.zeros(size, dtype=_bytes_of(values).dtype)
-    flat[where] = _bytes_of(values)
-    return torch.from_numpy(flat).view(values.dtype)
+def place(places: Iterable[tuple[int, np.ndarray | torch.Tensor]], values: torch.Tensor, size: int) -> torch.Tensor:
+    """
+    Zeros of length `size` with the values at their places, on the values' device.
+
+    Args:
+        places (iterable of `tuple[int, np.ndarray | torch.Tensor]`):
+            For some values after the others, an offset and their places behind it.
+        values (`torch.Tensor`): one-dimensional.
+        size (`int`): the length.
+
+    Raises:
+        [`~hf_fip.errors.InputError`]: more or fewer places than values.
+    """
+    on_cpu = values.device.type == "cpu"
+    content = _bytes_of(values) if on_cpu else values
+    # Of NumPy, zeros are fresh pages of the system, and indexing is several times faster.
+    flat = np.zeros(size, dtype=content.dtype) if on_cpu else values.new_zeros(size)
+    start = 0
+    for offset, where in places:
+        stop = start + len(where)
+        if stop <= len(content):
+            flat[offset:][where if on_cpu else torch.as_tensor(where, device=values.device)] = content[start:stop]
+        start = stop
+    if start != len(content):
+        raise InputError(f"the positions are those of {start} values; {values.numel()} are stored.")
+    return torch.from_numpy(flat).view(values.dtype) if on_cpu else flat
 
 
-def _bits_of(bitmask: torch.Tensor) -> torch.Tensor:
-    if bitmask.device.type == "cpu":
-        return torch.from_numpy(np.unpackbits(bitmask.numpy(), bitorder="little")).view(torch.bool)
-    return _BITS_OF_BYTE.to(bitmask.device).index_select(0, bitmask.int()).view(torch.bool).flatten()
+def _places(bitmask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    for first in range(0, len(bitmask), CHUNK // 8):
+        bits = np.unpackbits(bitmask[first : first + CHUNK // 8], bitorder="little")
+        yield 8 * first, np.flatnonzero(bits.view(np.bool_))
+
+
+def _places_at_once(bitmask: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    bits = _BITS_OF_BYTE.to(bitmask.device).index_select(0, bitmask.int()).view(torch.bool).flatten()
+    yield 0, bits.nonzero().flatten()
 
 
 def _bytes_of(flat: torch.Tensor) -> np.ndarray:

@@ -8,13 +8,13 @@ stands for as many zeros with no weight after them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from ..errors import InputError
-from .bitmask import place, take
+from .bitmask import CHUNK, place, take
 
 
 _WIDTHS = (torch.uint8, torch.int16)
@@ -59,18 +59,24 @@ def unpack(gaps: torch.Tensor, values: torch.Tensor, shape: Sequence[int]) -> to
         raise InputError(f"gaps have shape {list(gaps.shape)} and dtype {gaps.dtype}; one row of bytes expected.")
     escape = torch.iinfo(gaps.dtype).max
     size = math.prod(shape)
-    steps = gaps.cpu().numpy()
-    zeros = np.cumsum(steps, dtype=np.int64)
-    weights = np.flatnonzero(steps != escape)
-    covered = (int(zeros[-1]) if len(zeros) else 0) + len(weights)
+    covered = int(gaps.sum()) + int(torch.count_nonzero(gaps != escape))
+    is_negative = gaps.dtype.is_signed and bool((gaps < 0).any())
     # What is left after the last gap is less than one escape: a shape of another size is noticed.
-    if steps.min(initial=0) < 0 or not 0 <= size - covered < escape or values.shape != (len(weights),):
-        raise InputError(
-            f"gaps cover {covered} of {size} entries with {len(weights)} values; {values.numel()} are stored."
-        )
-    where = (zeros if len(weights) == len(zeros) else zeros[weights]) + np.arange(len(weights))
-    places = where if gaps.device.type == "cpu" else torch.from_numpy(where).to(gaps.device)
-    return place(places, values, size).reshape(tuple(shape))
+    if is_negative or not 0 <= size - covered < escape:
+        raise InputError(f"gaps cover {covered} of {size} entries.")
+    return place(_places(gaps.cpu().numpy(), escape), values, size).reshape(tuple(shape))
+
+
+def _places(gaps: np.ndarray, escape: int) -> Iterator[tuple[int, np.ndarray]]:
+    offset = 0
+    for first in range(0, len(gaps), CHUNK):
+        steps = gaps[first : first + CHUNK]
+        zeros, is_weight = np.cumsum(steps, dtype=np.intp), steps != escape
+        where = zeros if is_weight.all() else zeros[is_weight]
+        after = offset + int(zeros[-1]) + len(where)
+        where += np.arange(len(where))
+        yield offset, where
+        offset = after
 
 
 def _with_escapes(zeros: np.ndarray, trailing: int, dtype: torch.dtype) -> np.ndarray:

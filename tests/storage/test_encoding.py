@@ -63,6 +63,19 @@ def test_runs_of_zeros_longer_than_a_gap_can_say():
             assert torch.equal(gaps.unpack(where, kept, shape), tensor)
 
 
+@pytest.mark.parametrize("kept", [0.002, 0.5, 1.0])
+def test_tensors_of_many_chunks(kept):
+    torch.manual_seed(0)
+    tensor = torch.randn(3, bitmask.CHUNK + 5) * (torch.rand(3, bitmask.CHUNK + 5) < kept)
+    tensor[1, -700:] = 0.0
+    for form in (bitmask, gaps):
+        where, values, shape = form.pack(tensor)
+        assert torch.equal(form.unpack(where, values, shape), tensor)
+        for wrong in (values[1:], torch.cat([values, values[:1]])):
+            with pytest.raises(InputError, match=f"{len(wrong)} are stored"):
+                form.unpack(where, wrong, shape)
+
+
 def test_views_that_are_not_contiguous():
     tensor = (torch.randn(90, 80) * (torch.rand(90, 80) < 0.1)).T[::2]
     assert torch.equal(decode(encode(tensor)), tensor)
@@ -151,5 +164,8 @@ def test_damaged_parts_are_refused_in_one_line(damage):
 def test_unpacking_elsewhere_than_on_the_cpu_gives_the_same():
     tensor = torch.randn(40, 51) * (torch.rand(40, 51) < 0.3)
     where = tensor.flatten().nonzero().flatten()
-    placed = bitmask.place(where, tensor.flatten()[where], tensor.numel())
-    assert torch.equal(placed.view_as(tensor), tensor)
+    for places in ([(0, where)], [(0, where[:70]), (40, where[70:] - 40)]):
+        placed = bitmask.place(places, tensor.flatten()[where], tensor.numel())
+        assert torch.equal(placed.view_as(tensor), tensor)
+    bits, values, _ = bitmask.pack(tensor)
+    assert torch.equal(bitmask.place(bitmask._places_at_once(bits), values, tensor.numel()).view_as(tensor), tensor)
