@@ -5,7 +5,8 @@ the outputs, most hardly do). LeNet-300-100 and the 5-layer CNN on MNIST, a smal
     python scripts/reproduce/metric_spectrum.py --scale full --seeds 0 1 2 [--data_root DIR]
 
 `exact` lists every eigenvalue from the Gram matrix in float64; `lanczos` finds the largest on more anchors by products
-alone, and estimates the others. Each seed writes its pictures and, beside its graphs, its spectra.
+alone, and estimates the others. Each seed writes its pictures and, beside its graphs, its spectra and a `report.html`
+with a section on them.
 """
 
 from __future__ import annotations
