@@ -5,8 +5,8 @@ the outputs, most hardly do). LeNet-300-100 and the 5-layer CNN on MNIST, a smal
     python scripts/reproduce/metric_spectrum.py --scale full --seeds 0 1 2 [--data_root DIR]
 
 `exact` lists every eigenvalue from the Gram matrix in float64; `lanczos` finds the largest on more anchors by products
-alone, and estimates the others. Each seed writes its pictures and, beside its graphs, its spectra and a `report.html`
-with a section on them.
+alone, and estimates the others. `step of eq. 4` is what an exact step costs as the Trainer takes it. Each seed writes
+its pictures and, beside its graphs, its spectra and a `report.html` with a section on them.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ STEP = CHANGE = 0.01
 LEADING = 5
 # Enough to see that nothing but their rows moves the outputs.
 CHECKED_ANCHORS = 8
+# Of an exact step: anchors, as many inputs whose loss it lowers, and its length.
+STEP_ANCHORS, STEP_LENGTH = 64, 0.1
 
 
 def measure(seed: int, options: Options) -> list[Measurement]:
@@ -113,6 +115,7 @@ def measure_network(
         asked = {key: value for key, value in lanczos.items() if key != "anchors"}
         spectra["l2, lanczos"] = result = find_spectrum(g, method="lanczos", seed=seed, **asked)
         found += numbers(name, {"metric": "l2", "anchors": g.num_rows, "by": "lanczos"}, g, result)
+    found += exact_step(name, model, anchor_inputs(node, task, 2 * STEP_ANCHORS, seed, data_root, length, True), seed)
     # Its section on spectra shows what was saved.
     write_report(ModelGraph.load(folder), folder / "report.html")
     accuracy = 100 * node.metrics[f"{task.name}/accuracy"]
@@ -120,15 +123,19 @@ def measure_network(
     return found, {label: one for label, one in spectra.items() if "fisher" not in label}
 
 
-def anchor_inputs(node, task, number: int, seed: int, data_root: str | None, length: int | None) -> dict[str, Any]:
-    """Training inputs of the task, without labels, as the model reads them."""
+def anchor_inputs(
+    node, task, number: int, seed: int, data_root: str | None, length: int | None, labelled: bool = False
+) -> dict[str, Any]:
+    """Training inputs of the task as the model reads them."""
     from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
+    from hf_fip.starting_network import TASK_COLUMN
     from hf_fip.task_data import TaskData
 
     processor = node.load_processor()
     space = {task.name: node.protocol["label_space"][task.name]}
-    rows, _ = TaskData(processor, data_root, seed, length).anchors([task], space, number, False, 0)
+    rows, _ = TaskData(processor, data_root, seed, length).anchors([task], space, number, labelled, 0)
+    rows = rows.remove_columns(TASK_COLUMN)
     is_text = isinstance(processor, PreTrainedTokenizerBase)
     collate = DataCollatorWithPadding(processor) if is_text else default_data_collator
     return dict(collate([rows[i] for i in range(len(rows))]))
@@ -158,6 +165,37 @@ def numbers(name: str, setting: dict[str, Any], g, result) -> list[Measurement]:
     ]
 
 
+def exact_step(name: str, model, inputs: dict[str, Any], seed: int) -> list[Measurement]:
+    """What one step of eq. 4 costs: the metric of half of the inputs, the loss of the other half."""
+    import torch
+
+    from hf_fip.geometry import MetricTensor, fip_step
+    from hf_fip.trust_region import STEP_PRODUCTS, TOLERANCE
+
+    labels = inputs.pop("labels")
+    anchors = {key: values[:STEP_ANCHORS] for key, values in inputs.items()}
+    batch = {key: values[STEP_ANCHORS:] for key, values in inputs.items()}
+    g = MetricTensor(model, anchors)
+    parameters = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    loss = model.eval()(**batch, labels=labels[STEP_ANCHORS:]).loss
+    gradient = g.flatten(dict(zip(parameters, torch.autograd.grad(loss, parameters.values()), strict=True)))
+    step = fip_step(
+        g,
+        gradient,
+        STEP_LENGTH,
+        tolerance=TOLERANCE,
+        max_products=STEP_PRODUCTS,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    setting = {"metric": "l2", "anchors": g.num_rows, "by": "step of eq. 4"}
+    values = {
+        "products": step.products,
+        "forward-backward passes": g.cost.forward_backwards,
+        "relative residual": 2 * step.residual / float(gradient.norm()),
+    }
+    return [Measurement(name, key, float(value), setting) for key, value in values.items()]
+
+
 def outside(g, seed: int) -> float:
     """
     The squared output change along a random direction from which the span of the Jacobian's rows was taken, as a share
@@ -183,7 +221,9 @@ def protocol(options: Options) -> dict:
         "effective ranks": "participation ratio (sum l)^2 / sum l^2; entropy rank exp(-sum q log q), q = l / sum l",
         "flat directions": f"share of eigendirections along which a step of {STEP:.0%} of the weights' norm changes "
         f"the outputs by less than {CHANGE:.0%} of their standard deviation",
-        "forward-backward passes": "over the anchors, all the work of a spectrum; a product with g counts 4/3",
+        "forward-backward passes": "over the anchors, all the work of a spectrum or step; a product with g counts 4/3",
+        "step of eq. 4": f"of length {STEP_LENGTH} against the loss on as many other inputs, as solver='trust_region' "
+        "solves it",
     }
 
 
