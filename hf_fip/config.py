@@ -44,10 +44,10 @@ class FIPConfig(TrainingArguments):
             Forgetting control: the largest share of anchors whose prediction may have changed at a recorded point.
         restoration_steps (`int`, *optional*, defaults to 100):
             Most optimizer steps spent on the distance alone to come back into the budget before a point is recorded.
-        stop_at_budget (`bool`, *optional*, defaults to `False`):
-            End the path where the budget ends for unseen inputs: a point that `heldout_dataset` cannot certify is
-            taken back, on a straight line, to the last of eight places since the point before that it certifies, is
-            recorded there, and is the path's last one.
+        calibration_share (`float`, *optional*, defaults to 0.0):
+            Forgetting control: share of `heldout_dataset` by which restoration is controlled as well: it goes on until
+            these inputs, on which nothing is trained, leave no doubt that the budget is kept. The certificate rests
+            on the others. 0.5 is a good choice where anchors do not speak for unseen inputs.
         reference (`str`, *optional*, defaults to `"origin"`):
             The network whose outputs are kept: the path's `"origin"`, or the `"previous"` path point.
         path_points (`int`, *optional*, defaults to 10):
@@ -115,8 +115,8 @@ class FIPConfig(TrainingArguments):
     restoration_steps: int = field(
         default=100, metadata={"help": "Most steps on the distance alone to come back into the budget at a point."}
     )
-    stop_at_budget: bool = field(
-        default=False, metadata={"help": "End the path at the last place that held-out inputs certify."}
+    calibration_share: float = field(
+        default=0.0, metadata={"help": "Share of the held-out inputs by which restoration is controlled."}
     )
     reference: str = field(default="origin", metadata={"help": "`origin` or `previous`: whose outputs are kept."})
     path_points: int = field(default=10, metadata={"help": "Number of recorded points, evenly spaced."})
@@ -166,6 +166,8 @@ class FIPConfig(TrainingArguments):
         for name in ("anchor_label_weight", "anchor_prediction_weight", "new_input_weight", "restoration_steps"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)!r} must not be negative")
+        if not 0 <= self.calibration_share < 1:
+            raise InputError(f"calibration_share={self.calibration_share!r} has to be a share, from 0 to below 1")
         if self.path_points < 1:
             raise InputError(
                 f"path_points={self.path_points!r}: the end of the path is always recorded, use 1 or more"
@@ -200,11 +202,9 @@ class FIPConfig(TrainingArguments):
             raise InputError(f"max_steps={self.max_steps}: a path with L = 0 has no epochs, set its length in steps")
         if self.budget and anchor_dataset is None:
             raise InputError("a forgetting budget needs anchor_dataset: inputs on which the function has to be kept")
-        if self.stop_at_budget and not (self.budget and heldout_dataset is not None):
-            missing = (
-                "heldout_dataset: inputs that certify it" if self.budget else "a budget: disagreement_budget=0.02"
-            )
-            raise InputError(f"stop_at_budget=True needs {missing}")
+        if self.calibration_share and not (self.budget and heldout_dataset is not None):
+            missing = "heldout_dataset to take it from" if self.budget else "a budget: disagreement_budget=0.02"
+            raise InputError(f"calibration_share={self.calibration_share:g} needs {missing}")
         if self.solver == "trust_region" and anchor_dataset is None:
             raise InputError("solver='trust_region' needs anchor_dataset: the metric of eq. 4 is that on the anchors")
         if heldout_dataset is not None and anchor_dataset is None:

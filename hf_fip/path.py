@@ -44,15 +44,13 @@ STATE_FILE = "fip_state.json"
 OUTPUTS_FILE = "fip_last_point.safetensors"
 TERMS_FILE = "fip_terms.safetensors"
 STEP_NORM_INTERVAL = 10
-# Of a segment whose end is not certified: how finely the last certified place is looked for.
-PLACES = 8
 
 # Arguments that change the path; the rest (logging, saving, devices, …) leaves it as it is.
 PATH_ARGUMENTS = (
     "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm lr_scheduler_type "
     "lr_scheduler_kwargs warmup_steps optim optim_args label_smoothing_factor per_device_train_batch_size "
     "gradient_accumulation_steps seed data_seed bf16 fp16 functional_distance distance_temperature beta "
-    "distance_budget disagreement_budget restoration_steps stop_at_budget reference path_points step_norm solver "
+    "distance_budget disagreement_budget restoration_steps calibration_share reference path_points step_norm solver "
     "anchor_batch_size anchor_label_weight anchor_prediction_weight new_input_weight anchor_positions "
     "anchor_cache_dtype"
 ).split()
@@ -120,9 +118,7 @@ class PathRecorder:
             self._load(Path(checkpoint))
         elif trainer.preservation.distance is not None and self.graph.nodes:
             self._refer_to_root()
-        if trainer.args.stop_at_budget and trainer.is_fsdp_enabled:
-            raise InputError("stop_at_budget=True with fsdp: it needs whole weights, not shards; use DDP")
-        if trainer.args.step_norm is not None or trainer.args.stop_at_budget:
+        if trainer.args.step_norm is not None:
             self._last_weights = self._weights_of_last_point()
 
     def _begin_root(self) -> None:
@@ -204,9 +200,6 @@ class PathRecorder:
                 term.end_segment(trainer.unwrapped)
             drift, restoration = trainer.preservation.restore()
             _check_finite(trainer.unwrapped, step)
-            if trainer.args.stop_at_budget:
-                restoration |= self._stop_at_budget()
-                drift = trainer.preservation.drift(trainer.preservation.anchors)
             description = self._description(drift, restoration)
             branch, index = trainer.args.branch, len(self.points) + 1
             if self.origin.root_only:
@@ -227,40 +220,10 @@ class PathRecorder:
             self.points.append(step)
             if trainer.args.reference == "previous" and trainer.preservation.distance is not None:
                 trainer.preservation.refer_to_present()
-            if self._last_weights is not None:
+            if trainer.args.step_norm is not None:
                 self._last_weights = [p.detach().clone() for p in self._trained_parameters().values()]
             for term in trainer.terms:
                 term.begin_segment(trainer.unwrapped)
-
-    def _stop_at_budget(self) -> dict[str, Any]:
-        """
-        Where held-out inputs do not certify the point, the network goes back to the last place on the line from the
-        point before that they do, and the path ends. Points, and then places, are tested in turn up to the first that
-        fails, and nothing that was trained has seen the held-out inputs; so what is recorded is wrongly certified
-        with the error of two single tests at most, of 2.5 % each (fixed-sequence testing: Angelopoulos et al., "Learn
-        then test", 2021).
-        """
-        trainer, weights = self.trainer, [p.detach() for p in self._trained_parameters().values()]
-        if trainer.preservation.certified():
-            return {}
-        arrived = [w.clone() for w in weights]
-
-        def go_to(share: float) -> None:
-            torch._foreach_copy_(weights, torch._foreach_lerp(self._last_weights, arrived, share))
-
-        kept = 0
-        for place in range(1, PLACES):
-            go_to(place / PLACES)
-            if not trainer.preservation.certified():
-                break
-            kept = place
-        go_to(kept / PLACES)
-        trainer.control.should_training_stop = True
-        logger.warning(
-            f"step {trainer.state.global_step}: the budget ends here; the path stops at {kept}/{PLACES} of the way "
-            "from its last point, as far as the held-out inputs certify it"
-        )
-        return {"stopped_at": kept / PLACES}
 
     def _description(self, drift=None, restoration: dict | None = None) -> dict[str, Any]:
         """What a node of the current network says, whoever made it."""
@@ -374,8 +337,8 @@ class PathRecorder:
                 tensors["root"] = preservation.root
             if self.trainer.args.reference == "previous":
                 tensors["reference"] = preservation.anchors.all_reference
-                if preservation.heldout is not None:
-                    tensors["heldout"] = preservation.heldout.all_reference
+                for name, inputs in preservation.unseen.items():
+                    tensors[name] = inputs.all_reference
             save_file({name: tensor.clone() for name, tensor in tensors.items()}, checkpoint / OUTPUTS_FILE)
         terms: dict[str, dict[str, Any]] = {}
         tensors = {}
@@ -422,8 +385,9 @@ class PathRecorder:
             preservation.last_point, preservation.root = tensors["last_point"], tensors.get("root")
             if "reference" in tensors:
                 preservation.anchors.remember(tensors["reference"], dtype=tensors["reference"].dtype)
-            if "heldout" in tensors:
-                preservation.heldout.remember(tensors["heldout"], dtype=tensors["heldout"].dtype)
+            for name, inputs in preservation.unseen.items():
+                if name in tensors:
+                    inputs.remember(tensors[name], dtype=tensors[name].dtype)
 
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:

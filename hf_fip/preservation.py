@@ -1,4 +1,4 @@
-"""Keeping the function: anchors and their references in a running trainer, drift, restoration, certificates."""
+"""Keeping the function: references in a running trainer, drift, restoration, certificates."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from .collecting import CALIBRATION_CONFIDENCE, check_inputs, collect, split_held_out
+from .data.sampling import stratified_indices
 from .errors import InputError
-from .forward import OutputKind, base_model, function_mode_, logits_of
-from .functional.anchors import Anchors, anchor_batch
+from .forward import OutputKind, function_mode_, logits_of
+from .functional.anchors import Anchors, anchor_batch, join_inputs
 from .functional.budget import Drift, predictions_changed
 from .functional.penalty import AnchorLabels, AnchorPredictions, FunctionalDistance, NewInputDistance, mean_by_example
 from .functional.task_nodes import within
-from .starting_network import EXAMPLE_COLUMN, anchor_tasks
+from .starting_network import EXAMPLE_COLUMN
 from .terms import OutputBatch, Step, Term, total_loss
 
 
@@ -30,6 +32,8 @@ logger = logging.get_logger(__name__)
 RESTORATION_LEARNING_RATE = 0.3
 # Restoration draws its anchors from a stream of its own, so that it does not shift the training batches.
 RESTORATION_STREAM = 7919
+# Inputs of the new task on which restoration keeps what was gained.
+GAINED_INPUTS = 512
 # Edges are measured on as many anchors as keep one point's outputs below 64 MiB.
 EDGE_VALUES = 2**24
 
@@ -45,12 +49,15 @@ class Preservation:
     def __init__(self, trainer: FIPTrainer):
         self.trainer = trainer
         self.args = trainer.args
-        self.anchors = self._collect(trainer.anchor_dataset, "anchor_dataset")
-        self.heldout = self._collect(trainer.heldout_dataset, "heldout_dataset")
+        self.anchors = collect(trainer, trainer.anchor_dataset, "anchor_dataset")
+        heldout, calibrating = split_held_out(trainer.heldout_dataset, self.args, seed=trainer.data_seed)
+        self.heldout = collect(trainer, heldout, "heldout_dataset")
+        self.calibrating = collect(trainer, calibrating, "heldout_dataset")
+        self._gained: Anchors | None = None
         self.distance: FunctionalDistance | None = None
         if self.anchors is None:
             return
-        self._check_inputs()
+        check_inputs(trainer, self.anchors)
         self.refer()
         reference = self.anchors.all_reference
         affordable = EDGE_VALUES * len(self.anchors) // reference.numel()
@@ -64,8 +71,8 @@ class Preservation:
             self._refer_to(trainer.references)
             self.root = self.anchors.reference(self._edge_indices).float()
         elif trainer.known_outputs is not None:
-            tasks = [*self.anchors.tasks, *(self.heldout.tasks if self.heldout is not None else ())]
-            self._know([trainer.known_outputs] * (1 + max(tasks)))
+            tasks = max(max(inputs.tasks) for inputs in (self.anchors, *self.unseen.values()))
+            self._know([trainer.known_outputs] * (1 + tasks))
         distance = self.args.distance
         unit = float(distance.scale(reference))
         if not unit > 0:
@@ -101,6 +108,12 @@ class Preservation:
                 "or add a label column to anchor_dataset"
             )
         return [*terms, AnchorLabels(self.args.anchor_label_weight)]
+
+    @property
+    def unseen(self) -> dict[str, Anchors]:
+        """Inputs of the earlier tasks on which nothing is trained, by what they are for."""
+        named = {"heldout": self.heldout, "calibrating": self.calibrating}
+        return {name: inputs for name, inputs in named.items() if inputs is not None}
 
     def _lacks_nodes(self) -> bool:
         """Whether the reference lacked some of the output nodes in which the network is compared with it."""
@@ -141,7 +154,7 @@ class Preservation:
         """Caches the current network's outputs on anchors and held-out inputs as the reference."""
         pin = torch.cuda.is_available() and self.args.dataloader_pin_memory
         dtype = getattr(torch, self.args.anchor_cache_dtype)
-        for anchors in filter(None, (self.anchors, self.heldout)):
+        for anchors in (self.anchors, *self.unseen.values()):
             outputs = torch.cat(self._gather([rows for _, rows, _ in self._outputs(anchors, check_size=True)]))
             anchors.remember(outputs, dtype=dtype, pin=pin)
 
@@ -164,7 +177,7 @@ class Preservation:
         known = [0] * len(nodes)
         for number, node in enumerate(nodes):
             model = node.load_model().to(self.args.device)
-            for anchors in filter(None, (self.anchors, self.heldout)):
+            for anchors in (self.anchors, *self.unseen.values()):
                 indices = [i for i, task in enumerate(anchors.tasks) if task == number]
                 rows = self._gather([rows for _, rows, _ in self._outputs(anchors, indices=indices, model=model)])
                 if rows:
@@ -267,9 +280,11 @@ class Preservation:
 
     def restore(self) -> tuple[Drift | None, dict[str, Any]]:
         """
-        Brings the network back into the budget: Adam on the preserving terms alone, at 0.3 of the learning rate, until
-        the drift on all anchors is allowed again or `restoration_steps` are spent. The run's own optimizer is left
-        alone: with its moments, which are those of the task, the way back took three times as many steps.
+        Brings the network back into the budget: Adam on the preserving terms, at 0.3 of the learning rate, until the
+        drift on all anchors is allowed again, and the calibrating inputs agree, or `restoration_steps` are spent. What
+        the network has gained is kept by the same distance: that to its present outputs on inputs of the new task. The
+        run's own optimizer is left alone: with its moments, which are those of the task, the way back took three times
+        as many steps.
 
         Returns:
             `tuple`: the drift on the anchors afterwards (`None` without anchors) and the record for the node.
@@ -279,32 +294,67 @@ class Preservation:
         drift, steps = self.drift(self.anchors), 0
         if not self.trainer.preserve or not self.args.budget:
             return drift, {}
-        before = drift
+        before, outside = drift, self._outside(drift)
         trained = [p for p in self.trainer.model_wrapped.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=RESTORATION_LEARNING_RATE * self.args.learning_rate)
         # Looking at all anchors costs forwards only; look about as often as that is worth a third of the steps.
         interval = max(2, min(20, len(self.anchors) // (4 * self.anchors_per_step)))
-        while self.args.budget.exceeded(drift) and steps < self.args.restoration_steps:
+        self._gained = self._new_task_now() if outside and self.args.restoration_steps else None
+        while outside and steps < self.args.restoration_steps:
             for _ in range(min(interval, self.args.restoration_steps - steps)):
                 self._restoration_step(optimizer, steps)
                 steps += 1
             drift = self.drift(self.anchors)
-        if exceeded := self.args.budget.exceeded(drift):
+            outside = self._outside(drift)
+        self._gained = None
+        if outside:
             logger.warning(
-                f"step {self.trainer.state.global_step}: after restoration_steps={steps} the drift on the anchors "
-                f"({_words(drift)}) is still above the budget; the point is recorded as not within it"
+                f"step {self.trainer.state.global_step}: after restoration_steps={steps} the drift on {outside} is "
+                f"still above the budget ({_words(drift)} on the anchors); the point is recorded as not within it"
             )
-        record = {"restoration_steps": steps, "cap_hit": exceeded, "before_restoration": before.to_dict()}
+        record = {"restoration_steps": steps, "cap_hit": bool(outside), "before_restoration": before.to_dict()}
         return drift, record
+
+    def _outside(self, drift: Drift) -> str:
+        """Of the anchors, whose drift is given, and the calibrating inputs: which do not keep the budget."""
+        if self.args.budget.exceeded(drift):
+            return "the anchors"
+        if self.calibrating is None:
+            return ""
+        found = self.drift(self.calibrating).certificates(self.args.budget, CALIBRATION_CONFIDENCE)
+        return "" if all(c.certified for c in found if c.asked is not None) else "the calibrating inputs"
+
+    def _new_task_now(self) -> Anchors | None:
+        """Some inputs of the new task, the reference being the network's present outputs on them."""
+        trainer, rows = self.trainer, self.trainer.train_dataset
+        whole = isinstance(rows, datasets.Dataset) and trainer.kind is not OutputKind.OTHER
+        if not trainer.has_task or not whole:
+            return None
+        rows = rows.select(stratified_indices([0] * len(rows), GAINED_INPUTS, trainer.data_seed))
+        gained = collect(trainer, rows.remove_columns(list({EXAMPLE_COLUMN} & {*rows.column_names})), "train_dataset")
+        gained.remember(torch.cat(self._gather([outputs for _, outputs, _ in self._outputs(gained)])))
+        return gained
 
     def _restoration_step(self, optimizer: torch.optim.Optimizer, number: int) -> None:
         trainer, accelerator = self.trainer, self.trainer.accelerator
         step_number = trainer.state.global_step * RESTORATION_STREAM + number
-        indices = self.draw(step_number, accelerator.process_index, accelerator.num_processes)
+        part, parts = accelerator.process_index, accelerator.num_processes
+        indices = self.draw(step_number, part, parts)
         function_mode_(trainer.unwrapped)
-        logits = logits_of(trainer.model_wrapped(**trainer.to_device(self.anchors.inputs(indices))))
-        share = accelerator.num_processes / self.anchors_per_step
-        loss, _ = total_loss(self.terms(), Step(trainer.state.global_step, anchors=self.batch(logits, indices, share)))
+        inputs = trainer.to_device(self.anchors.inputs(indices))
+        gained = self._gained
+        if gained is not None:
+            number = min(self.anchors_per_step, len(gained))
+            kept = anchor_batch(len(gained), number, seed=trainer.data_seed, step=step_number, part=part, parts=parts)
+            inputs = join_inputs(inputs, trainer.to_device(gained.inputs(kept)), gained.padding)
+        logits = logits_of(trainer.model_wrapped(**inputs))
+        anchors = self.batch(logits[: len(indices)], indices, parts / self.anchors_per_step)
+        loss, _ = total_loss(self.terms(), Step(trainer.state.global_step, anchors=anchors))
+        if gained is not None:
+            rows, example_index = gained.select(logits[len(indices) :], kept)
+            batch = OutputBatch(rows, example_index=example_index, examples=len(kept), share=parts / number)
+            reference = gained.reference(kept).to(rows.device, non_blocking=True)
+            loss = loss + self.distance.weight * batch.mean(self.distance.per_example(rows, reference, batch))
         # Not accelerator.backward: its loss scaling belongs to the run's own optimizer.
         loss.backward()
         if self.args.max_grad_norm:
@@ -312,11 +362,6 @@ class Preservation:
         optimizer.step()
         trainer.change_weights()
         optimizer.zero_grad()
-
-    def certified(self) -> bool:
-        """Whether the held-out inputs certify every budget that was asked for."""
-        certificates = self.drift(self.heldout).certificates(self.args.budget)
-        return all(certificate.certified for certificate in certificates if certificate.asked is not None)
 
     def report(self, drift: Drift | None) -> dict[str, Any]:
         """What a node says about the budget: asked, reached on the anchors, certified or not on held-out inputs."""
@@ -334,78 +379,6 @@ class Preservation:
                 if certificate.asked is not None and not certificate.certified:
                     logger.warning(f"step {self.trainer.state.global_step}: {certificate.message}")
         return report
-
-    # ---- Collecting --------------------------------------------------------------------------------------------
-
-    def _collect(self, dataset, name: str) -> Anchors | None:
-        if dataset is None:
-            return None
-        trainer, kind = self.trainer, self.trainer.kind
-        tokenizer = trainer.processing_class
-        if not hasattr(dataset, "__len__"):
-            raise InputError(
-                f"{name}: a {type(dataset).__name__} has no length; anchors are a finite set, so pass a map-style "
-                "data set (of a stream: `Dataset.from_list(list(stream.take(2000)))`)"
-            )
-        if len(dataset) == 0:
-            raise InputError(f"{name} is empty; pass the inputs on which the function has to be kept")
-        tasks = anchor_tasks(dataset)
-        if isinstance(dataset, datasets.Dataset):
-            self._check_columns(dataset, name)
-            dataset, collate = trainer._remove_unused_columns(dataset, description=name), trainer.data_collator
-        else:
-            collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description=name)
-        return Anchors(
-            dataset,
-            collate,
-            per_token=kind.per_token,
-            padding={"input_ids": getattr(tokenizer, "pad_token_id", None) or 0},
-            shift_labels=kind is OutputKind.NEXT_TOKEN,
-            mask_token_id=getattr(tokenizer, "mask_token_id", None) if kind is OutputKind.TOKEN else None,
-            max_positions=self.args.anchor_positions,
-            seed=trainer.data_seed,
-            name=name,
-            tasks=tasks,
-        )
-
-    def _check_columns(self, dataset: datasets.Dataset, name: str) -> None:
-        trainer = self.trainer
-        wanted = getattr(base_model(trainer.unwrapped), "main_input_name", None)
-        if wanted is not None and wanted not in dataset.column_names and trainer.args.remove_unused_columns:
-            raise InputError(
-                f"{name} has no column {wanted!r}, the input of the model, only {dataset.column_names}; prepare "
-                "it like train_dataset"
-            )
-
-    def _check_inputs(self) -> None:
-        """Anchors must carry the same inputs as the task batch, or the joint forward cannot be made."""
-        trainer = self.trainer
-        if not trainer.has_task or trainer.kind is OutputKind.OTHER or not hasattr(trainer.train_dataset, "__len__"):
-            return
-        task = Anchors(
-            _First(trainer.train_dataset),
-            trainer._get_collator_with_removed_columns(trainer.data_collator, description="training"),
-            name="train_dataset",
-        )
-        differing = (task.input_names ^ self.anchors.input_names) - {"attention_mask", EXAMPLE_COLUMN}
-        if differing:
-            raise InputError(
-                f"anchor_dataset and train_dataset differ in the model inputs {sorted(differing)}; prepare both with "
-                "the same processing_class and columns"
-            )
-
-
-class _First:
-    """The first example of a data set."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return min(1, len(self.dataset))
-
-    def __getitem__(self, index: int):
-        return self.dataset[index]
 
 
 def _rows_of(

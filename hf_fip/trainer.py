@@ -389,11 +389,6 @@ class FIPTrainer(Trainer):
         whole = ", ".join(t.name for t in self.terms if overrides(t, *hooks))
         if whole and self.is_fsdp_enabled:
             raise InputError(f"fsdp with the terms {whole}: they need whole weights, not shards; use DDP")
-        exact = ", ".join(t.name for t in self.terms if overrides(t, "end_segment"))
-        if exact and self.args.stop_at_budget:
-            raise InputError(
-                f"stop_at_budget=True with the terms {exact}: no point lies between those they make exact"
-            )
         self.path = PathRecorder(self, self.graph, self._origin)
         self.path.begin(checkpoint)
         self._micro_step = [-1, 0]

@@ -114,9 +114,13 @@ class Drift:
         """Numbers for a node's record."""
         return {"inputs": len(self.distances), "distance": self.distance, "disagreement": self.disagreement}
 
-    def certificates(self, budget: Budget) -> list[Certificate]:
+    def certificates(self, budget: Budget, confidence: float = 0.95) -> list[Certificate]:
         """
         What these inputs, unseen in training, say about the budget; without a budget only the intervals.
+
+        Args:
+            budget ([`Budget`]): What is asked.
+            confidence (`float`, *optional*, defaults to 0.95): Of the two-sided intervals.
 
         Returns:
             `list[Certificate]`: one for each kind of drift.
@@ -124,10 +128,10 @@ class Drift:
         found = []
         if self.changed is not None and self.changed.dtype == torch.bool:
             changed = int(self.changed.sum())
-            found.append(certify_disagreement(changed, len(self.changed), budget.disagreement))
+            found.append(certify_disagreement(changed, len(self.changed), budget.disagreement, confidence))
         elif self.changed is not None:
-            found.append(certify_changed_share(self.changed, budget.disagreement))
-        found.append(certify_distance(self.distances, budget.distance))
+            found.append(certify_changed_share(self.changed, budget.disagreement, confidence))
+        found.append(certify_distance(self.distances, budget.distance, confidence))
         return found
 
 

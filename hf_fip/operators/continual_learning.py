@@ -73,7 +73,7 @@ class ContinualLearning(PathOperator):
             Whose outputs are kept: those of the path's `"origin"` or the `"previous"` path point, as in [`FIPConfig`],
             or, on each earlier task's anchors, those of the node that had just `"learned"` it, so that what is lost
             on one path is not taken for granted on the next.
-        functional_distance, beta, distance_budget, disagreement_budget, stop_at_budget, anchor_label_weight,
+        functional_distance, beta, distance_budget, disagreement_budget, calibration_share, anchor_label_weight,
         anchor_prediction_weight, new_input_weight, anchor_batch_size, path_points:
             As in [`FIPConfig`]. The path points are those of each task. Given to a method that keeps outputs (`der`,
             `fdr`, …) they go before its own.
@@ -117,7 +117,7 @@ class ContinualLearning(PathOperator):
         beta: float | None = None,
         distance_budget: float | None = None,
         disagreement_budget: float | None = None,
-        stop_at_budget: bool = False,
+        calibration_share: float | None = None,
         anchor_label_weight: float | None = None,
         anchor_prediction_weight: float | None = None,
         new_input_weight: float | None = None,
@@ -150,7 +150,7 @@ class ContinualLearning(PathOperator):
             "beta": beta,
             "distance_budget": distance_budget,
             "disagreement_budget": disagreement_budget,
-            "stop_at_budget": stop_at_budget or None,
+            "calibration_share": calibration_share,
             "anchor_label_weight": anchor_label_weight,
             "anchor_prediction_weight": anchor_prediction_weight,
             "new_input_weight": new_input_weight,

@@ -44,8 +44,8 @@ class Settings:
         disagreement_budget (`float` or `list`, *optional*):
             Largest share of inputs whose prediction may change. A list, of these or of `beta`, makes a branch for each
             value.
-        stop_at_budget (`bool`, *optional*, defaults to `False`):
-            Whether a path ends at the last place that held-out inputs certify.
+        calibration_share (`float`, *optional*, defaults to 0.0):
+            Share of the held-out inputs by which restoration is controlled; the certificate rests on the others.
         reference (`str`, *optional*, defaults to `"origin"`):
             What the distance is taken to: `origin`, `previous` or `learned`.
         path_points (`int`, *optional*, defaults to 5): Number of nodes recorded after the starting one.
@@ -66,7 +66,7 @@ class Settings:
     beta: float | list[float] | None = field(default=None, metadata={"above": 0})
     distance_budget: float | list[float] | None = field(default=None, metadata={"above": 0})
     disagreement_budget: float | list[float] | None = field(default=None, metadata={"above": 0, "below": 1})
-    stop_at_budget: bool = False
+    calibration_share: float | None = field(default=None, metadata={"min": 0, "below": 1})
     reference: Literal["origin", "previous", "learned"] = "origin"
     path_points: int = field(default=5, metadata={"min": 1})
     max_length: int | None = field(default=None, metadata={"min": 1})
@@ -174,7 +174,7 @@ OWN_SETTINGS = {
     "Diversification": DiversificationSettings,
 }
 # What shapes `fip` alone. Its rivals have weights of their own, and none can hold a budget.
-_BUDGETS = ("distance_budget", "disagreement_budget", "stop_at_budget")
+_BUDGETS = ("distance_budget", "disagreement_budget", "calibration_share")
 FIP_ONLY = {
     "ContinualLearning": (
         *("functional_distance", "beta", *_BUDGETS),

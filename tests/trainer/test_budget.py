@@ -5,15 +5,15 @@ import torch
 
 from hf_fip import FIPConfig, FIPTrainer, InputError
 from hf_fip.functional.budget import Budget, Drift, predictions_changed
-from tests.testing_utils import arguments, assert_same_weights, case, texts, weights
+from tests.testing_utils import arguments, case, texts
 
 
-def travel(tmp_path, **changes):
+def travel(tmp_path, number=50, anchors=None, **changes):
     options = {"max_steps": 40, "path_points": 4, "learning_rate": 5e-3, "restoration_steps": 300}
     trainer = FIPTrainer(
         args=arguments(tmp_path, **{**options, **changes}),
-        heldout_dataset=texts(50, seed=8, labels=None),
-        **case("sequence-classification"),
+        heldout_dataset=texts(number, seed=8, labels=None),
+        **case("sequence-classification") | ({} if anchors is None else {"anchor_dataset": anchors}),
     )
     trainer.train()
     return trainer
@@ -55,45 +55,75 @@ def test_too_few_held_out_inputs_are_not_certified_and_enough_are_named(tmp_path
         assert disagreement["inputs_needed"] == 183
 
 
-def held_out(node) -> dict:
-    (asked,) = (entry for entry in node.protocol["budget"]["held_out"] if entry["asked"] is not None)
-    return asked
+def test_calibrating_inputs_control_what_held_out_inputs_certify(tmp_path):
+    free = {"beta": 1e3, "max_steps": 12, "path_points": 1, "number": 400, "anchors": texts(400, seed=9, labels=None)}
+    going_on = travel(tmp_path / "going on", restoration_steps=0, disagreement_budget=0.9, **free).graph["fip"]
+    controlled = travel(tmp_path / "controlled", disagreement_budget=0.3, calibration_share=0.5, **free)
+    node = controlled.graph["fip"]
+    changed, report = disagreement(node), node.protocol["budget"]
+    assert disagreement(going_on)["value"] > 0.3 and disagreement(going_on)["inputs"] == 400
+    assert changed["certified"] and changed["inputs"] == 200
+    assert report["restoration_steps"] > 0 and not report["cap_hit"]
+    kept, used = controlled.preservation.heldout, controlled.preservation.calibrating
+    assert len(kept) == len(used) == 200
+    # Of the 400 inputs each is in one part.
+    together = [tuple(part.inputs([i])["input_ids"][0].tolist()) for part in (kept, used) for i in range(200)]
+    rows = {tuple(row) for row in texts(400, seed=8, labels=None)["input_ids"]}
+    assert {tuple(token for token in row if token) for row in together} == rows
 
 
-def test_a_path_stops_where_held_out_inputs_end_the_budget(tmp_path):
-    # A weak penalty and no restoration: nothing but the stop can keep the budget.
-    free = {"beta": 1e3, "restoration_steps": 0, "max_steps": 12, "path_points": 3}
-    going_on = travel(tmp_path / "going on", distance_budget=1e-6, **free).graph
-    budget = held_out(list(going_on)[1])["high"] / 3
-    trainer = travel(tmp_path / "stopped", stop_at_budget=True, distance_budget=budget, **free)
-    start, *points = trainer.graph
-    (stop,) = points
-    report = stop.protocol["budget"]
-    assert 0 < report["stopped_at"] < 1 and stop.protocol["path"]["finished"]
-    assert held_out(stop)["certified"]
-    assert report["anchors"]["distance"] < list(going_on)[1].protocol["budget"]["anchors"]["distance"]
-    first, there, end = (weights(node.load_model()) for node in (start, stop, list(going_on)[1]))
-    expected = {name: torch.lerp(first[name], end[name], report["stopped_at"]) for name in first}
-    assert_same_weights(there, expected, tolerance=1e-6)
-    assert_same_weights(weights(trainer.model), there)
+def disagreement(node) -> dict:
+    return next(entry for entry in node.protocol["budget"]["held_out"] if entry["kind"] == "disagreement")
 
 
-def test_a_path_that_keeps_its_budget_goes_to_its_end(tmp_path):
-    trainer = travel(tmp_path, distance_budget=10.0, stop_at_budget=True, max_steps=8)
-    assert [node.step for node in list(trainer.graph)[1:]] == [2, 4, 6, 8]
-    assert "stopped_at" not in trainer.graph["fip"].protocol["budget"]
+def test_anchors_alone_do_not_answer_for_the_calibrating_inputs(tmp_path):
+    still = {"max_steps": 1, "path_points": 1, "learning_rate": 1e-12}
+    trainer = travel(tmp_path, number=100, disagreement_budget=0.5, calibration_share=0.5, **still)
+    preservation = trainer.preservation
+    drift = preservation.drift(preservation.anchors)
+    assert preservation._outside(drift) == ""
+    far = preservation.calibrating.all_reference
+    preservation.calibrating.remember(far.flip(-1) * 100)
+    assert not preservation.args.budget.exceeded(drift)
+    assert preservation._outside(drift) == "the calibrating inputs"
 
 
 @pytest.mark.parametrize("missing", ["a budget", "heldout_dataset"])
-def test_stopping_needs_a_budget_and_inputs_that_certify_it(missing, tmp_path):
+def test_control_needs_a_budget_and_inputs(missing, tmp_path):
     changes = {} if missing == "a budget" else {"distance_budget": 0.1}
     heldout = texts(50, seed=8, labels=None) if missing == "a budget" else None
-    with pytest.raises(InputError, match=f"stop_at_budget=True needs {missing}"):
+    with pytest.raises(InputError, match=f"calibration_share=0.5 needs {missing}"):
         FIPTrainer(
-            args=arguments(tmp_path, stop_at_budget=True, max_steps=1, **changes),
+            args=arguments(tmp_path, calibration_share=0.5, max_steps=1, **changes),
             heldout_dataset=heldout,
             **case("sequence-classification"),
         )
+
+
+def test_too_few_calibrating_inputs_are_refused_with_the_number_that_would_do(tmp_path):
+    with pytest.raises(InputError, match="of 50 held-out inputs are 25: of them the budget needs 342"):
+        travel(tmp_path, disagreement_budget=0.02, calibration_share=0.5)
+    with pytest.raises(InputError, match="calibration_share=1"):
+        FIPConfig(str(tmp_path), calibration_share=1.0)
+
+
+def test_the_way_back_keeps_what_was_gained(tmp_path):
+    """Restoration is held by the present outputs on the new task, and lets go of them afterwards."""
+    trainer = travel(tmp_path, distance_budget=1e-4, beta=1e3, max_steps=8, path_points=1, restoration_steps=0)
+    preservation = trainer.preservation
+    gained = preservation._new_task_now()
+    assert preservation.drift(gained).distance == pytest.approx(0, abs=1e-9)
+    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    lost = {}
+    for keeping in (None, gained):
+        trainer.model.load_state_dict(start)
+        preservation._gained = keeping
+        optimizer = torch.optim.Adam(trainer.model.parameters(), lr=2e-3)
+        for number in range(40):
+            preservation._restoration_step(optimizer, number)
+        lost[keeping is not None] = preservation.drift(gained).distance
+    assert lost[True] < lost[False] / 2
+    assert preservation.restore()[1]["restoration_steps"] == 0 and preservation._gained is None
 
 
 @pytest.mark.parametrize(

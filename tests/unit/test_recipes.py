@@ -221,7 +221,7 @@ def test_branches_take_the_recipe_s_settings_and_their_own(recipe_file):
     assert fip.training == {"epochs": 1.0, "learning_rate": 5e-4, "batch_size": 16}
     assert (fip.settings["anchors"], fip.settings["disagreement_budget"]) == (40, 0.02)
     assert (naive.method, naive.task, naive.training) == ("naive", "high", fip.training)
-    budgets = {"functional_distance", "beta", "distance_budget", "disagreement_budget", "stop_at_budget"}
+    budgets = {"functional_distance", "beta", "distance_budget", "disagreement_budget", "calibration_share"}
     budgets |= {"anchor_label_weight", "anchor_prediction_weight", "new_input_weight"}
     assert naive.settings == {name: value for name, value in fip.settings.items() if name not in budgets}
     assert (free.settings["anchors"], free.settings["disagreement_budget"]) == (5, None)
