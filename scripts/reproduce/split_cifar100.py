@@ -267,8 +267,8 @@ def protocol(options: Options) -> dict[str, Any]:
         "gem, derpp and fip+labels alone; outputs kept: those of when each task was learned",
         "weights": "chosen on the first 8 tasks of seed 7 (test images); task-incremental: fip beta 1, of 0.1 to 3, "
         "with labels beta 0.3 and labels 1, of 0.3 to 1 and 0.5 to 1; class-incremental: fip the defaults, with "
-        "labels beta 3 and labels 3, of 1 to 5; derpp's own weights were as good as others there (beta 0.3 to 1, labels 0.5 "
-        f"to 1); the other rivals were not tuned here: {GRID}",
+        "labels beta 3 and labels 3, of 1 to 5; derpp's own weights were as good as others there (beta 0.3 to 1, "
+        f"labels 0.5 to 1); the other rivals were not tuned here: {GRID}",
         "joint": f"all tasks at once for {size.base_steps + 19 * size.steps:,} steps",
     }
 
