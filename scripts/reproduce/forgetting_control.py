@@ -28,7 +28,7 @@ POINTS = {"full": 5, "small": 3}
 EXPERIMENTS = {
     "mnist_fashion": {
         "held_out": 4000,
-        "overrides": ["anchors=4000", "anchor_batch_size=64", "anchor_shift=0"],
+        "overrides": ["anchors=1000", "anchor_batch_size=64", "anchor_shift=2"],
         "full": ["training.max_steps=939"],
         "small": [
             *("training.max_steps=150", "tasks.mnist.max_train=6000", "tasks.fashion.max_train=6000"),
@@ -175,8 +175,8 @@ def protocol(options: Options) -> dict:
         "models": "5-layer CNN, 1.48 M weights; embedded:bert-mini, 1.35 M weights; ResNet-8, 81 thousand weights",
         "scenario": "two tasks: class-incremental, appended labels, no task id at test time; stream: the first "
         f"{STREAM_TASKS} of 20 tasks of 5 classes, task-incremental",
-        "anchors": f"4,000 MNIST images; 4,000 Yelp reviews; {STREAM_ANCHORS} CIFAR-100 images of all earlier tasks; "
-        "no labels",
+        "anchors": f"1,000 MNIST images and 24 shifted copies of each; 4,000 Yelp reviews; {STREAM_ANCHORS} "
+        "CIFAR-100 images of all earlier tasks; no labels",
         "steps": f"{steps}; {SIZES['small'].steps} for each task of the stream",
         "nodes": f"{POINTS[options.scale]} points of each path, one for each task of the stream; predictions are "
         "compared with those of the base, of the stream with those of the node that had just learned the task",
