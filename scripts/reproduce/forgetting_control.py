@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from hf_fip import ModelGraph, Node
 
 BUDGETS = (0.01, 0.02, 0.05)
-POINTS = {"full": 5, "small": 3}
+POINTS = {"full": 5, "small": 2}
 EXPERIMENTS = {
     "mnist_fashion": {
         "held_out": 4000,
         "overrides": ["anchors=1000", "anchor_batch_size=64", "anchor_shift=2"],
         "full": ["training.max_steps=939"],
         "small": [
-            *("training.max_steps=150", "tasks.mnist.max_train=6000", "tasks.fashion.max_train=6000"),
+            *("training.max_steps=120", "tasks.mnist.max_train=6000", "tasks.fashion.max_train=6000"),
             *("base.epochs=3", "tasks.fashion.max_test=1000"),
         ],
     },
@@ -39,11 +39,11 @@ EXPERIMENTS = {
         "held_out": 1200,
         "overrides": ["model=embedded:bert-mini", "anchors=4000"],
         "full": ["training.max_steps=250"],
-        "small": ["training.max_steps=80", "max_length=64", "tasks.imdb.max_test=500"],
+        "small": ["training.max_steps=60", "max_length=64", "tasks.imdb.max_test=500"],
     },
 }
 NAIVE = {"budget": "none: naive"}
-STREAM_TASKS, STREAM_ANCHORS, STREAM_HELD_OUT = 6, 600, 50
+STREAM_TASKS, STREAM_ANCHORS, STREAM_HELD_OUT = 5, 500, 50
 
 
 def control(experiment: str, seed: int, options: Options) -> list[Measurement]:
@@ -170,7 +170,7 @@ def measure(seed: int, options: Options) -> list[Measurement]:
 
 
 def protocol(options: Options) -> dict:
-    steps = {"full": "939 and 250", "small": "150 and 80"}[options.scale]
+    steps = {"full": "939 and 250", "small": "120 and 60"}[options.scale]
     return {
         "models": "5-layer CNN, 1.48 M weights; embedded:bert-mini, 1.35 M weights; ResNet-8, 81 thousand weights",
         "scenario": "two tasks: class-incremental, appended labels, no task id at test time; stream: the first "
