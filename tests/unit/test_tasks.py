@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 from transformers import BertTokenizer, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from hf_fip.data import augment
 from hf_fip.data.augment import shifted_copies
 from hf_fip.data.sampling import stratified_indices
 from hf_fip.errors import InputError
@@ -516,3 +517,17 @@ def test_shifted_copies_keep_the_image_first_and_shift_by_whole_pixels():
     assert np.asarray(copies[0]["image"])[2, 2] == 255
     with pytest.raises(InputError, match="anchor_shift=1 shifts images"):
         shifted_copies(Dataset.from_dict({"text": ["a"]}), 1)
+    for pixels in (-1, 1.5):
+        with pytest.raises(InputError, match=f"anchor_shift={pixels} has to be a whole number"):
+            shifted_copies(rows, pixels)
+
+
+def test_shifted_copies_that_are_too_many_are_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(augment.logger, "warning", told.append)
+    rows = Dataset.from_dict({"image": [PILImage.new("L", (3, 3))] * 6}, features=Features({"image": Image()}))
+    monkeypatch.setattr(augment, "MOST_COPIES", 13)
+    assert len(shifted_copies(rows, 1)) == 12 and not told
+    monkeypatch.setattr(augment, "MOST_COPIES", 11)
+    assert len(shifted_copies(rows, 1)) == 6
+    assert len(told) == 1 and "anchor_shift=1: no shifted copies are made of 6 anchors" in told[0]
