@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+
+
+# The classes by the names that checkpoints know them by.
+CODES: dict[str, type[Code]] = {}
 
 
 class Code(ABC):
@@ -23,6 +28,10 @@ class Code(ABC):
     """
 
     kind: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        CODES[cls.kind] = cls
 
     @abstractmethod
     def nearest(self, name: str, weight: Tensor) -> Tensor:
@@ -41,8 +50,13 @@ class Code(ABC):
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Code:
         """What [`~Code.tensors`] described."""
 
+    def record(self) -> dict[str, Any]:
+        """What a node says of it beside its zeros, as JSON."""
+        return {}
+
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The projection of all weights, as new tensors."""
+        self.check(weights)
         named = set(self.names())
         return {
             name: self.nearest(name, weight.detach()) if name in named else weight.detach().clone()
@@ -57,12 +71,14 @@ class Code(ABC):
         for name in self.names():
             if name not in weights:
                 raise InputError(
-                    f"the code says where {name!r} lies, which is missing here; it is another architecture's"
+                    f"the code says where {name!r} lies, which is missing here: it is of another architecture; "
+                    "project this network anew"
                 )
             expected, found = self._shape(name), tuple(weights[name].shape)
             if expected != found[: len(expected)]:
                 raise InputError(
-                    f"the code is for {name!r} of shape {expected}, {found} here: it is of another architecture"
+                    f"the code is for {name!r} of shape {expected}, {found} here: it is of another architecture; "
+                    "project this network anew"
                 )
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -106,6 +122,11 @@ class Masks(Code):
 
     def names(self) -> list[str]:
         return list(self.pruned)
+
+    def share(self) -> float:
+        """The share of zeros among the weights it names."""
+        size = sum(mask.numel() for mask in self.pruned.values())
+        return sum(int(torch.count_nonzero(mask)) for mask in self.pruned.values()) / max(1, size)
 
     def nearest(self, name: str, weight: Tensor) -> Tensor:
         return weight.detach().masked_fill(self.pruned[name], 0.0)
@@ -204,6 +225,9 @@ class Subspace(Code):
     def _shape(self, name: str) -> tuple[int, ...]:
         return (len(self.bases[name]),)
 
+    def record(self) -> dict[str, Any]:
+        return {"ranks": {name: basis.shape[1] for name, basis in self.bases.items()}}
+
     def tensors(self) -> dict[str, Tensor]:
         return self.bases
 
@@ -237,6 +261,3 @@ class Values(Code):
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Values:
         return cls(tensors)
-
-
-CODES: dict[str, type[Code]] = {code.kind: code for code in (Masks, Grid, Subspace, Values)}

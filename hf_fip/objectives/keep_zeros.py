@@ -12,10 +12,14 @@ from ..terms import Term
 from .codes import Masks
 
 
+# Embeddings that nobody compressed hold zeros too: the padding's row, or all of them before anything is learned.
+FEW_ZEROS = 0.01
+
+
 class KeepZeros(Term):
     """
     Holds the exact zeros that the network has at the start of the path, in its trained weights of at least two
-    dimensions. Rows that were added to the output head are free.
+    dimensions. Rows that were added to the output head are free, and so are embeddings that were not compressed.
     """
 
     name = "keep_zeros"
@@ -29,10 +33,15 @@ class KeepZeros(Term):
         if self.weights:
             return
         for name, weight in model.named_parameters():
-            if weight.ndim >= 2 and weight.requires_grad and "embeddings" not in name:
-                zeros = weight.detach() == 0
-                if zeros.any():
-                    self.weights[name], self.code.pruned[name] = weight, zeros
+            if weight.ndim < 2 or not weight.requires_grad:
+                continue
+            zeros = weight.detach() == 0
+            if "embeddings" in name:
+                is_compressed = FEW_ZEROS <= zeros.float().mean() < 1
+            else:
+                is_compressed = zeros.any()
+            if is_compressed:
+                self.weights[name], self.code.pruned[name] = weight, zeros
 
     def constrain_weights_(self, parameters: list[nn.Parameter]) -> None:
         self.code.pull_(self.weights, 1.0)

@@ -61,10 +61,13 @@ class Projection:
         found = self.function(
             {name: weight.detach() for name, weight in weights.items()}, level, scores, **self.parameters
         )
-        if isinstance(found, Code):
-            return found
-        masks = {name: tensor for name, tensor in found.items() if tensor.dtype == torch.bool}
-        return Masks(masks) if masks else Values(found)
+        if not isinstance(found, Code):
+            masks = [tensor.dtype == torch.bool for tensor in found.values()]
+            if any(masks) and not all(masks):
+                raise InputError(f"projection {self.name!r} returned both masks and weights; return one of them")
+            found = Masks(found) if any(masks) else Values(found)
+        found.check(weights)
+        return found
 
     def __call__(self, weights: Weights, level: float, scores: Weights | None = None) -> dict[str, Tensor]:
         """The projected weights, as new tensors."""
@@ -216,8 +219,10 @@ def block(weights: Weights, level: float, scores: Weights | None = None, *, rows
     Whole tiles of `rows` x `columns` weights become zero: those with the lowest sum of squared scores, exact to one
     tile. Convolutions count as matrices of filters x inputs.
     """
-    if rows < 1 or columns < 1:
-        raise InputError(f"projection 'block' with rows={rows!r}, columns={columns!r}: both have to be at least 1")
+    if not all(isinstance(side, int) and side >= 1 for side in (rows, columns)):
+        raise InputError(
+            f"projection 'block' with rows={rows!r}, columns={columns!r}: give whole numbers of at least 1"
+        )
     scores = weights if scores is None else scores
     tiles = {}
     for name, score in scores.items():
@@ -306,7 +311,7 @@ def quantization(weights: Weights, level: float = 1.0, scores: Weights | None = 
         bits (`int`, *optional*, defaults to 8): From 2 to 8.
     """
     if not (isinstance(bits, int) and 2 <= bits <= 8):
-        raise InputError(f"projection 'quantization' with bits={bits!r}: give 2 to 8")
+        raise InputError(f"projection 'quantization' with bits={bits!r}: give a whole number from 2 to 8")
     largest = 2 ** (bits - 1) - 1
     scales = {}
     for name, weight in weights.items():
@@ -330,11 +335,16 @@ def low_rank(weights: Weights, level: float, scores: Weights | None = None) -> S
     """
     bases = {}
     for name, weight in weights.items():
-        matrix = weight.flatten(1)
+        # In float64: squaring halves the digits.
+        matrix = weight.flatten(1).double()
+        is_tall = matrix.shape[0] > matrix.shape[1]
         full = min(matrix.shape)
         rank = max(1, round((1 - level) * full))
         if rank < full:
-            # In float64: squaring halves the digits.
-            gram = matrix.double() @ matrix.double().T
-            bases[name] = torch.linalg.eigh(gram).eigenvectors[:, -rank:].to(weight.dtype).contiguous()
+            gram = matrix.T @ matrix if is_tall else matrix @ matrix.T
+            basis = torch.linalg.eigh(gram).eigenvectors[:, -rank:]
+            if is_tall:
+                # The larger of the two Gram matrices costs as many times more as the cube of what it is larger.
+                basis = torch.linalg.qr(matrix @ basis).Q
+            bases[name] = basis.to(weight.dtype).contiguous()
     return Subspace(bases)

@@ -35,7 +35,7 @@ def prunable_weights(
         raise InputError("the model is an adapter (PEFT); merge it into its base first: model.merge_and_unload()")
     weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.requires_grad}
     for argument, patterns in (("include", include), ("exclude", exclude)):
-        for pattern in patterns:
+        for pattern in pattern_list(argument, patterns):
             if not any(_fits(name, pattern) for name in weights):
                 raise InputError(
                     f"{argument}={pattern!r} fits none of the model's weights, such as {next(iter(weights), None)!r}"
@@ -53,6 +53,13 @@ def prunable_weights(
             "left out (embeddings and heads are by default); name some in include"
         )
     return chosen
+
+
+def pattern_list(argument: str, patterns: Sequence[str]) -> list[str]:
+    """The patterns, of which a string is none: its letters would be taken for them."""
+    if isinstance(patterns, str):
+        raise InputError(f"{argument}={patterns!r} has to be a list of patterns of names: [{patterns!r}]")
+    return list(patterns)
 
 
 def _fits(name: str, pattern: str) -> bool:

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..terms import Term
-from .codes import CODES, Code
+from .codes import CODES, Code, Masks
 from .projections import Projection
-from .prunable import prunable_weights
+from .prunable import pattern_list, prunable_weights
 from .schedules import Schedule, Segment, get_schedule, schedule_name, segments
 from .scores import Magnitude
+
+
+# By how much the last target may be missed without a look at how far the projection can go.
+ENOUGH = 1e-3
 
 
 class Pull(Term):
@@ -67,12 +71,13 @@ class Pull(Term):
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
     ):
-        if not 0 <= ramp <= 1:
+        if not _is_number(ramp) or not 0 <= ramp <= 1:
             raise InputError(f"ramp={ramp!r} has to be a share of the segment, from 0 to 1")
-        if not strength > 0 or (decoupled and strength > 1):
-            raise InputError(f"strength={strength!r} has to be above 0" + (" and at most 1" if decoupled else ""))
-        if refresh < 1:
-            raise InputError(f"refresh={refresh!r} has to be at least 1 optimizer step")
+        if not _is_number(strength) or not strength > 0 or (decoupled and strength > 1):
+            limit = " and at most 1" if decoupled else ""
+            raise InputError(f"strength={strength!r} has to be a number above 0{limit}")
+        if not isinstance(refresh, int) or refresh < 1:
+            raise InputError(f"refresh={refresh!r} has to be a whole number of optimizer steps, at least 1")
         self.projection = projection
         self.targets = list(targets)
         self.points = list(points)
@@ -82,7 +87,8 @@ class Pull(Term):
         self.decoupled = decoupled
         self.refresh = refresh
         self.score = score or Magnitude()
-        self.include, self.exclude = tuple(include), tuple(exclude)
+        self.include = pattern_list("include", include)
+        self.exclude = pattern_list("exclude", exclude)
         self.weights: dict[str, nn.Parameter] = {}
         self.code: Code | None = None
         self.frozen = False
@@ -96,8 +102,8 @@ class Pull(Term):
             "strength": strength,
             "decoupled": decoupled,
             "refresh": refresh,
-            "include": list(include),
-            "exclude": list(exclude),
+            "include": self.include,
+            "exclude": self.exclude,
         }
 
     # ---- Along the path ----------------------------------------------------------------------------------------
@@ -116,8 +122,24 @@ class Pull(Term):
                 "nothing is left to compress: the network is in the target set already (asked for "
                 f"{self.targets[0]:g}, {self._zeros():.4g} of its weights are zero); ask for more"
             )
+        if self.projection.name == "structured":
+            self._check_reach(goal)
+        if self.code is not None:
+            self.code.check(self.weights)
         self._segments = segments(self.targets, self.points, start=zeros, ramp=self.ramp)
         self.score.begin(self.weights)
+
+    def _check_reach(self, goal: Masks) -> None:
+        """Whether there are so many units to lose, of which each layer keeps one."""
+        target = self.targets[-1]
+        if goal.share() > target - ENOUGH:
+            return
+        most = self.projection.code(self.weights, 1.0).share()
+        if most <= goal.share():
+            raise InputError(
+                f"sparsity={target:g} is out of reach: projection 'structured' leaves each layer a unit, so that at "
+                f"most {most:.4g} of its weights become zero; ask for less"
+            )
 
     def _zeros(self) -> float:
         size = sum(weight.numel() for weight in self.weights.values())
@@ -175,7 +197,8 @@ class Pull(Term):
         if not self.frozen:
             return {}
         over = {"weights": sum(weight.numel() for weight in self.weights.values()), "tensors": len(self.weights)}
-        return {"compression": {**self._settings, "target": self._level(), "sparsity": self._zeros(), "over": over}}
+        reached = {"target": self._level(), "sparsity": self._zeros(), "over": over, **self.code.record()}
+        return {"compression": {**self._settings, **reached}}
 
     @torch.no_grad()
     def logs(self) -> dict[str, float | Tensor]:
@@ -198,3 +221,7 @@ class Pull(Term):
                     part[key.removeprefix(prefix)] = tensor
         self.code = None if state["code"] is None else CODES[state["code"]].from_tensors(parts["code/"])
         self.score.load(parts["score/"])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -53,9 +53,8 @@ def find_units(model: nn.Module, names: Sequence[str], kinds: Sequence[str] = KI
     Raises:
         [`InputError`]: an unknown kind, or a model without units of a kind asked for alone, or without any.
     """
-    unknown = sorted(set(kinds) - set(KINDS))
-    if unknown or not kinds:
-        raise InputError(f"kinds={list(kinds)!r} of projection 'structured': choose from {', '.join(KINDS)}")
+    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
+        raise InputError(f"kinds={kinds!r} of projection 'structured': give a list, of {', '.join(KINDS)}")
     model = base_model(model)
     # Scales and biases of norms are never pruned: what a unit weighs is told by its filters and matrices.
     matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}

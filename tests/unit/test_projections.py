@@ -8,8 +8,8 @@ from transformers import BertForMaskedLM, ViTConfig, ViTForImageClassification
 
 from hf_fip import InputError
 from hf_fip.models import FiveLayerCNNConfig, FiveLayerCNNForImageClassification
-from hf_fip.objectives import get_projection, register_projection
-from hf_fip.objectives.codes import CODES
+from hf_fip.objectives import KeepZeros, get_projection, register_projection
+from hf_fip.objectives.codes import CODES, Masks
 from hf_fip.objectives.projections import Projection, structured
 from hf_fip.objectives.prunable import prunable_weights
 from hf_fip.objectives.schedules import get_schedule, segments
@@ -166,8 +166,13 @@ def test_quantised_weights_lie_on_few_values_no_further_than_half_a_step(seed, b
 @given(seed=SEEDS, level=LEVELS)
 def test_low_rank_is_the_truncated_singular_value_decomposition(seed, level):
     weights = some_weights(seed)
-    for name, weight in get_projection("low_rank")(weights, level).items():
+    weights["tall"] = weights["linear"].T.contiguous()
+    weights["of rank one"] = torch.outer(weights["linear"][0], weights["small"][0])
+    code = get_projection("low_rank").code(weights, level)
+    ranks = code.record()["ranks"]
+    for name, weight in code.apply(weights).items():
         matrix = weights[name].flatten(1).double()
+        assert ranks.get(name, min(matrix.shape)) == max(1, round((1 - level) * min(matrix.shape)))
         rank = max(1, round((1 - level) * min(matrix.shape)))
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
         expected = (u[:, :rank] * s[:rank]) @ v[:rank]
@@ -312,6 +317,32 @@ def test_users_register_their_own():
     assert (projected["linear"][0] == 0).all() and (projected["linear"][1:] == weights["linear"][1:]).all()
 
 
+def test_what_users_return_is_checked():
+    @register_projection("of_another")
+    def of_another(weights, level, scores=None, *, what="shape"):
+        masks = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+        changed = {"shape": masks["linear"][:, 1:], "mixed": weights["linear"]}
+        return masks | ({"unknown": masks["linear"]} if what == "name" else {"linear": changed[what]})
+
+    for what, message in (
+        ("shape", r"'linear' of shape \(8, 15\), \(8, 16\) here.*another architecture"),
+        ("name", "'unknown' lies, which is missing here.*another architecture"),
+        ("mixed", "'of_another' returned both masks and weights"),
+    ):
+        with pytest.raises(InputError, match=message):
+            get_projection("of_another", what=what).code(some_weights(0), 0.5)
+
+
+def test_a_code_of_the_users_own_comes_back_from_a_checkpoint():
+    class Shrunk(Masks):
+        kind = "shrunk"
+
+    assert CODES["shrunk"] is Shrunk
+    weights = some_weights(0)
+    again = CODES["shrunk"].from_tensors(Shrunk({"linear": weights["linear"] > 0}).tensors())
+    assert (again.apply(weights)["linear"] <= 0).all()
+
+
 @pytest.mark.parametrize(
     ("projection", "level"), [("unstructured", 0.5), ("int4", 0.5), ("int8", 1.0), ("low_rank", 0.5)]
 )
@@ -383,6 +414,9 @@ def test_what_does_not_fit_the_weights_is_refused():
         get_projection("2:4").code(weights, 0.5)
     with pytest.raises(InputError, match="'layer' is 6 x 10, which tiles of 4 x 4 do not divide"):
         get_projection("block").code(weights, 0.5)
+    for rows in (0, "4", 2.0):
+        with pytest.raises(InputError, match=f"rows={rows!r}, columns=4: give whole numbers"):
+            get_projection("block", rows=rows).code(weights, 0.5)
     with pytest.raises(InputError, match="bits=9"):
         get_projection("quantization", bits=9).code(weights, 1.0)
     with pytest.raises(InputError, match="scope='half'"):
@@ -414,3 +448,28 @@ def test_a_projection_goes_through_json():
         assert isinstance(projection, Projection)
         assert get_projection(projection.to_dict()) == projection
     assert BERT["num_attention_heads"] == 2
+
+
+def test_zeros_are_kept_in_embeddings_too_where_they_were_compressed():
+    model = classifier()
+    embeddings = model.bert.embeddings
+    with torch.no_grad():
+        embeddings.word_embeddings.weight.masked_fill_(torch.rand(64, 16) < 0.5, 0.0)
+        embeddings.position_embeddings.weight.zero_()
+        embeddings.token_type_embeddings.weight.fill_(1.0)
+    keeping = KeepZeros()
+    keeping.begin_segment(model)
+    assert set(keeping.weights) == {"bert.embeddings.word_embeddings.weight"}
+    zeros = embeddings.word_embeddings.weight == 0
+    assert keeping.report() == {"zeros_kept": int(zeros.sum())}
+    with torch.no_grad():
+        embeddings.word_embeddings.weight.add_(1.0)
+    keeping.constrain_weights_([])
+    assert torch.equal(embeddings.word_embeddings.weight == 0, zeros)
+    # The padding's row alone is no compression.
+    fresh = classifier(vocab_size=1000)
+    with torch.no_grad():
+        fresh.bert.embeddings.word_embeddings.weight[0] = 0.0
+    keeping = KeepZeros()
+    keeping.begin_segment(fresh)
+    assert not keeping.weights
