@@ -15,6 +15,7 @@ from ..functional.budget import Budget
 from ..objectives import Pull, TaskLoss, get_projection
 from ..objectives.keep_zeros import kept_zeros
 from ..objectives.projections import Projection
+from ..objectives.prunable import pattern_list
 from ..objectives.schedules import Schedule, schedule_name
 from ..objectives.scores import get_score, metric_diagonal
 from ..task_data import HELD_OUT
@@ -40,8 +41,8 @@ class Compression(PathOperator):
 
     Args:
         sparsity (`float` or sequence of `float`, *optional*):
-            Share of zeros among the weights that may be pruned, from 0 to below 1; several give one path with a point
-            at each. Projections that prescribe it themselves (2:4, int8) need none.
+            Share of zeros among the weights that may be pruned, from 0 to below 1; several, which rise, give one path
+            with a point at each. Projections that prescribe it themselves (2:4, int8) need none.
         projection (`str`, `dict` or [`Projection`], *optional*, defaults to `"unstructured"`):
             The target set: `"unstructured"`, `"2:4"` (any n:m), `"block"`, `"structured"`, `"int8"`, `"int4"`,
             `"low_rank"`, or one you registered; a dictionary gives its `name` and parameters. Nodes of `"structured"`
@@ -69,10 +70,12 @@ class Compression(PathOperator):
         held_out (`int`, *optional*, defaults to 1000):
             Number of test inputs of each of the node's tasks on which budgets are certified.
         functional_distance, distance_temperature, beta, distance_budget, disagreement_budget, anchor_batch_size:
-            As in [`FIPConfig`]; the distance is `"kl"` at temperature 2 by default, beta
-            (which only matters beside labels) 1.
+            As in [`FIPConfig`], where they may stand in `training` too; the distance is `"kl"` at temperature 2 by
+            default, beta (which only matters beside labels) 1.
         branch (`str`, *optional*): Name of the path in the graph; defaults to `"sparse"`, or the method's name.
-        training (`dict`, *optional*): Further [`FIPConfig`] fields; `batch_size` is short for the Trainer's long name.
+        training (`dict`, *optional*):
+            Further [`FIPConfig`] fields; `batch_size` is short for the Trainer's long name. `max_steps` and
+            `path_points` are those of `steps` and `sparsity`, whatever it says.
         seed (`int`, *optional*, defaults to 0): Seed of anchors and order of the data.
         data_root (`str`, *optional*): Local folder with the data sets, instead of the Hub.
         max_length (`int`, *optional*): Tokens kept of a text.
@@ -108,7 +111,7 @@ class Compression(PathOperator):
         anchors: int = 20000,
         anchor_shift: int = 0,
         held_out: int = HELD_OUT,
-        functional_distance: str = "kl",
+        functional_distance: str | None = None,
         distance_temperature: float | None = None,
         beta: float | None = None,
         distance_budget: float | None = None,
@@ -127,8 +130,16 @@ class Compression(PathOperator):
         if anchors < 2:
             raise InputError(f"anchors={anchors} are too few to keep a function on; give at least 2, better thousands")
         check_held_out(held_out)
-        budget = Budget(distance_budget, disagreement_budget)
-        if budget and not self.method.preserve:
+        given = {
+            "functional_distance": functional_distance,
+            "distance_temperature": distance_temperature,
+            "beta": beta,
+            "distance_budget": distance_budget,
+            "disagreement_budget": disagreement_budget,
+            "anchor_batch_size": anchor_batch_size,
+        }
+        self.arguments = self._arguments(training_arguments(training), given)
+        if _budget(self.arguments) and not self.method.preserve:
             raise InputError(f"method={method!r} keeps no function, so it can hold no budget; leave the budget out")
         self.data_root = data_root
         self.branch = branch or ("sparse" if method == "fip" else method)
@@ -136,31 +147,16 @@ class Compression(PathOperator):
         self.schedule = schedule
         if score is None and method == "fip" and self.projection.name == "unstructured":
             score = SCORE
-        given = {"schedule": schedule, "ramp": ramp, "strength": strength, "score": score}
+        pulling = {"schedule": schedule, "ramp": ramp, "strength": strength, "score": score}
         self.pulling = {
             **self.method.pulling,
-            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in pulling.items() if value is not None},
             "decoupled": decoupled,
             "refresh": refresh,
-            "include": list(include),
-            "exclude": list(exclude),
+            "include": pattern_list("include", include),
+            "exclude": pattern_list("exclude", exclude),
         }
         self._pull(None)
-        if functional_distance == "kl" and distance_temperature is None:
-            distance_temperature = TEMPERATURE
-        arguments = {
-            "sparse_format": "structured" if self.projection.name == "structured" else None,
-            **training_arguments(training),
-            "functional_distance": functional_distance,
-            "distance_temperature": distance_temperature,
-            "beta": 1.0 if beta is None and not budget else beta,
-            "distance_budget": distance_budget,
-            "disagreement_budget": disagreement_budget,
-            "anchor_batch_size": anchor_batch_size,
-            "path_points": len(self.targets),
-            "max_steps": self.points[-1],
-        }
-        self.arguments = {name: value for name, value in arguments.items() if value is not None}
         self.parameters = {
             "sparsity": self.targets,
             "projection": self.projection.to_dict(),
@@ -177,6 +173,17 @@ class Compression(PathOperator):
             "max_length": max_length,
             **self.arguments,
         }
+
+    def _arguments(self, training: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """[`FIPConfig`] fields: those given go before those of `training`, these before the operator's defaults."""
+        chosen = {"functional_distance": "kl", **training} | {k: v for k, v in given.items() if v is not None}
+        defaults = {
+            "sparse_format": "structured" if self.projection.name == "structured" else None,
+            "distance_temperature": TEMPERATURE if chosen["functional_distance"] == "kl" else None,
+            "beta": None if _budget(chosen) else 1.0,
+        }
+        arguments = {**defaults, **chosen, "path_points": len(self.targets), "max_steps": self.points[-1]}
+        return {name: value for name, value in arguments.items() if value is not None}
 
     def _trainer(self, start: Start) -> FIPTrainer:
         train = None
@@ -213,10 +220,12 @@ def _targets(sparsity: float | Sequence[float] | None, projection: Projection) -
     if sparsity is None:
         raise InputError(f"sparsity=None: projection {projection.name!r} needs the share of zeros, from 0 to below 1")
     targets = _listed(sparsity)
-    if not targets or not all(isinstance(t, (int, float)) and 0 < t < 1 for t in targets):
-        raise InputError(f"sparsity={sparsity!r}: shares of zeros lie above 0 and below 1, 0.9 for 90 %")
+    if not targets or not all(isinstance(t, (int, float)) and not isinstance(t, bool) and 0 <= t < 1 for t in targets):
+        raise InputError(f"sparsity={sparsity!r}: shares of zeros are numbers from 0 to below 1, 0.9 for 90 %")
     if targets != sorted(set(targets)):
-        raise InputError(f"sparsity={sparsity!r}: along one path the targets have to rise")
+        raise InputError(
+            f"sparsity={sparsity!r}: along one path the shares have to rise; sort them, or make several paths"
+        )
     return targets
 
 
@@ -231,6 +240,10 @@ def _points(steps: int | Sequence[int], number: int) -> list[int]:
             f"steps={steps!r} has {len(given)} segments for {number} values of sparsity; give one for each"
         )
     return [sum(given[: i + 1]) for i in range(number)]
+
+
+def _budget(arguments: Mapping[str, Any]) -> Budget:
+    return Budget(arguments.get("distance_budget"), arguments.get("disagreement_budget"))
 
 
 def _listed(value) -> list:

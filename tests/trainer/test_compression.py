@@ -117,6 +117,26 @@ def test_the_invariant_path_drops_by_the_fisher_score_and_its_rivals_by_their_ow
     assert score(0.5, projection="structured") == score(projection="int8") == "magnitude"
 
 
+def test_what_training_says_of_the_distance_goes_before_the_defaults_and_behind_arguments():
+    def distance(**options):
+        chosen = Compression(0.5, **options).arguments
+        return chosen["functional_distance"], chosen.get("distance_temperature"), chosen.get("beta")
+
+    assert distance() == ("kl", 2.0, 1.0)
+    assert distance(training={"distance_temperature": 4.0, "beta": 0.5}) == ("kl", 4.0, 0.5)
+    assert distance(training={"distance_temperature": 4.0}, distance_temperature=1.0, beta=3.0) == ("kl", 1.0, 3.0)
+    assert distance(training={"functional_distance": "l2"}) == ("l2", None, 1.0)
+    assert distance(training={"functional_distance": "l2"}, functional_distance="kl") == ("kl", 2.0, 1.0)
+    assert distance(training={"distance_budget": 0.02}) == ("kl", 2.0, None)
+    steps = Compression([0.2, 0.5], steps=7, training={"max_steps": 99, "path_points": 9}).arguments
+    assert (steps["max_steps"], steps["path_points"]) == (7, 2)
+
+
+def test_a_path_may_begin_with_a_point_without_zeros(base):
+    path = compress(base, [0.0, 0.5])
+    assert [zero_share(node) for node in path] == pytest.approx([0.0, 0.5], abs=1e-3)
+
+
 @pytest.mark.parametrize("score", ["saliency", "fisher", "second_order"])
 def test_other_scores_choose_other_weights(score, base):
     zeros = [
@@ -438,6 +458,10 @@ def test_accumulation_does_not_change_the_pulled_path(tmp_path):
     [
         ({"sparsity": 1.0}, "sparsity=1.0: .*below 1"),
         ({"sparsity": -0.1}, "sparsity=-0.1"),
+        ({"sparsity": 0.0}, "nothing is left to compress.*asked for 0"),
+        ({"sparsity": "0.5"}, "sparsity='0.5': .*numbers"),
+        ({"sparsity": True}, "sparsity=True: .*numbers"),
+        ({"sparsity": math.nan}, "sparsity=nan: .*numbers"),
         ({"sparsity": [0.5, 0.3]}, "sparsity=.*rise"),
         ({"sparsity": None}, "sparsity=None"),
         ({"sparsity": 0.3, "projection": "2:4"}, "sparsity=0.3.*prescribes 0.5"),
@@ -445,16 +469,24 @@ def test_accumulation_does_not_change_the_pulled_path(tmp_path):
         ({"sparsity": None, "projection": "4:2"}, "n=4, m=2"),
         ({"sparsity": None, "projection": "2:5"}, "'hidden.0.weight' has 64 inputs, which 5 does not divide"),
         ({"sparsity": 0.5, "projection": {"name": "structured", "kinds": ["heads"]}}, "has no heads"),
+        ({"sparsity": 0.5, "projection": {"name": "structured", "kinds": "heads"}}, "kinds='heads'.*give a list"),
+        ({"sparsity": 0.99, "projection": "structured"}, "sparsity=0.99 is out of reach.*at most 0.9.*ask for less"),
         ({"sparsity": 0.5, "steps": 0}, "steps=0"),
         ({"sparsity": 0.5, "steps": [5, 5]}, "steps=.*2 segments for 1"),
         ({"sparsity": 0.5, "schedule": "sudden"}, "schedule='sudden'"),
         ({"sparsity": 0.5, "score": "luck"}, "score='luck'"),
         ({"sparsity": 0.5, "strength": 2.0}, "strength=2.0"),
+        ({"sparsity": 0.5, "strength": "weak"}, "strength='weak'"),
         ({"sparsity": 0.5, "ramp": 1.5}, "ramp=1.5"),
+        ({"sparsity": 0.5, "ramp": "long"}, "ramp='long'"),
+        ({"sparsity": 0.5, "refresh": 0.5}, "refresh=0.5"),
         ({"sparsity": 0.5, "exclude": ["*"]}, "nothing is left to compress"),
         ({"sparsity": 0.5, "include": ["convolutions"]}, "include='convolutions' fits none"),
+        ({"sparsity": 0.5, "include": "classifier"}, r"include='classifier' .*a list.*\['classifier'\]"),
+        ({"sparsity": 0.5, "exclude": "classifier"}, "exclude='classifier' .*a list"),
         ({"sparsity": 0.5, "method": "wish"}, "method='wish'"),
         ({"sparsity": 0.5, "method": "gmp", "distance_budget": 0.1}, "method='gmp' keeps no function"),
+        ({"sparsity": 0.5, "method": "gmp", "training": {"distance_budget": 0.1}}, "method='gmp' keeps no function"),
         ({"sparsity": 0.5, "anchors": 1}, "anchors=1"),
     ],
 )
