@@ -64,8 +64,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "fdr": {},
     "der": {},
     "derpp": {},
-    "fip": {"beta": 1.0},
-    "fip+labels": {"method": "fip", "beta": 0.3, "anchor_label_weight": 1.0},
+    "fip": {"beta": 1.0, "new_input_weight": 1.0},
+    "fip+labels": {"method": "fip", "beta": 0.3, "anchor_label_weight": 1.0, "new_input_weight": 1.0},
 }
 # With the task unknown, those that keep something there.
 CLASS_INCREMENTAL: dict[str, dict[str, Any]] = {
@@ -73,7 +73,7 @@ CLASS_INCREMENTAL: dict[str, dict[str, Any]] = {
     "er": {},
     "derpp": {},
     "fip": {},
-    "fip+labels": {"method": "fip", "beta": 3.0, "anchor_label_weight": 3.0},
+    "fip+labels": {"method": "fip", "beta": 3.0, "anchor_label_weight": 3.0, "new_input_weight": 1.0},
 }
 SCENARIOS = {"task-incremental": ("per_task", METHODS), "class-incremental": ("append", CLASS_INCREMENTAL)}
 TRAINING = {"learning_rate": 3e-3, "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
