@@ -28,7 +28,7 @@ POINTS = {"full": 5, "small": 2}
 EXPERIMENTS = {
     "mnist_fashion": {
         "held_out": 4000,
-        "overrides": ["anchors=1000", "anchor_batch_size=64", "anchor_shift=2"],
+        "overrides": ["anchors=500", "anchor_batch_size=64", "anchor_shift=2"],
         "full": ["training.max_steps=939"],
         "small": [
             *("training.max_steps=120", "tasks.mnist.max_train=6000", "tasks.fashion.max_train=6000"),
@@ -175,7 +175,7 @@ def protocol(options: Options) -> dict:
         "models": "5-layer CNN, 1.48 M weights; embedded:bert-mini, 1.35 M weights; ResNet-8, 81 thousand weights",
         "scenario": "two tasks: class-incremental, appended labels, no task id at test time; stream: the first "
         f"{STREAM_TASKS} of 20 tasks of 5 classes, task-incremental",
-        "anchors": f"1,000 MNIST images and 24 shifted copies of each; 4,000 Yelp reviews; {STREAM_ANCHORS} "
+        "anchors": f"500 MNIST images and 24 shifted copies of each; 4,000 Yelp reviews; {STREAM_ANCHORS} "
         "CIFAR-100 images of all earlier tasks; no labels",
         "steps": f"{steps}; {SIZES['small'].steps} for each task of the stream",
         "nodes": f"{POINTS[options.scale]} points of each path, one for each task of the stream; predictions are "
