@@ -26,7 +26,10 @@ MOST_WEIGHTS = 5000
 MOST_NODES = 8
 HEIGHT = 400
 MAP_SHARE = 0.38
-SIGNS = {"positive weights": (1, "rgba(0, 114, 178, {:.2f})"), "negative weights": (-1, "rgba(213, 94, 0, {:.2f})")}
+SIGNS = {"positive weights": (1, "#0072B2"), "negative weights": (-1, "#D55E00")}
+# So many lines of a layer are drawn strongly.
+STRONG_LINES = 300
+FAINTEST, STRONGEST = 0.06, 0.9
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,15 @@ class Network:
         if layer < len(self.ends):
             sides.append(np.unique(self.ends[layer][1]))
         return np.intersect1d(*sides) if len(sides) == 2 else sides[0]
+
+    def strength(self, layer: int) -> float:
+        """
+        How strongly the lines behind a layer are drawn: the weaker, the more there are, and the weaker, the fewer of
+        its weights are gone. An output head that was left dense would cover all that was chosen before it.
+        """
+        lines = self.ends[layer].shape[1]
+        gone = 1 - lines / (self.widths[layer] * self.widths[layer + 1])
+        return round(max(FAINTEST, gone * min(STRONGEST, STRONG_LINES / max(1, lines))), 3)
 
     def per_pixel(self) -> np.ndarray | None:
         """Number of weights that read each pixel, of all channels together: `[height, width]`."""
@@ -100,20 +112,26 @@ def _height(units: np.ndarray, width: int) -> np.ndarray:
     return np.round(1 - (units + 0.5) / width, 4)
 
 
-def _lines(network: Network, sign: int) -> dict[str, list[float | None]]:
+def _lines(network: Network, layer: int, sign: int) -> dict[str, Any]:
+    """The lines behind a layer, and how strongly they are drawn."""
     x: list[float | None] = []
     y: list[float | None] = []
-    for layer, (ends, signs) in enumerate(zip(network.ends, network.signs, strict=True)):
-        readers, read = ends[:, signs == sign]
-        heights = zip(
-            _height(read, network.widths[layer]).tolist(),
-            _height(readers, network.widths[layer + 1]).tolist(),
-            strict=True,
-        )
-        for start, stop in heights:
-            x += [layer, layer + 1, None]
-            y += [start, stop, None]
-    return {"x": x, "y": y}
+    readers, read = network.ends[layer][:, network.signs[layer] == sign]
+    heights = zip(
+        _height(read, network.widths[layer]).tolist(),
+        _height(readers, network.widths[layer + 1]).tolist(),
+        strict=True,
+    )
+    for start, stop in heights:
+        x += [layer, layer + 1, None]
+        y += [start, stop, None]
+    return {"x": x, "y": y, "opacity": network.strength(layer)}
+
+
+def _all_lines(network: Network) -> list[dict[str, Any]]:
+    """The lines of each sign behind each layer, in the order of their traces."""
+    layers = range(len(network.ends))
+    return [_lines(network, layer, sign) for sign, _ in SIGNS.values() for layer in layers]
 
 
 def _units(network: Network) -> dict[str, list[Any]]:
@@ -149,16 +167,18 @@ def connections(graph: ModelGraph) -> go.Figure | None:
     first = next(iter(networks.values()))
     has_map = first.pixels is not None
     figure = go.Figure()
-    for rank, (name, (sign, color)) in enumerate(SIGNS.items()):
-        # Few lines are drawn strongly, many faintly.
-        strength = max(0.55, min(0.9, 1000 / sum(map(len, first.signs))))
+    count = len(SIGNS) * len(first.ends)
+    for number, lines in enumerate(_all_lines(first)):
+        rank, layer = divmod(number, len(first.ends))
+        name = list(SIGNS)[rank]
         figure.add_scatter(
-            **_lines(first, sign),
+            **lines,
             name=name,
             legendgroup=name,
             legendrank=rank,
+            showlegend=layer == 0,
             mode="lines",
-            line={"color": color.format(strength), "width": 0.6},
+            line={"color": SIGNS[name][1], "width": 0.6},
             hoverinfo="skip",
         )
     dots = {"size": 3.5, "color": MUTED}
@@ -178,13 +198,13 @@ def connections(graph: ModelGraph) -> go.Figure | None:
         )
     options = []
     for name, network in networks.items():
-        lines = [_lines(network, sign) for sign, _ in SIGNS.values()]
+        lines = _all_lines(network)
         updates = [
-            [{axis: [line[axis] for line in lines] for axis in ("x", "y")}, [0, 1]],
-            [{axis: [values] for axis, values in _units(network).items()}, [2]],
+            [{key: [line[key] for line in lines] for key in lines[0]}, list(range(count))],
+            [{axis: [values] for axis, values in _units(network).items()}, [count]],
         ]
         if has_map:
-            updates.append([{"z": [_map(network)]}, [3]])
+            updates.append([{"z": [_map(network)]}, [count + 1]])
         node = graph.nodes[name]
         label = f"{node.name} {sparsity_text(sparsity(layers_of(graph, node)))}"
         layout = {f"annotations[{i}].text": text for i, text in enumerate(_captions(network))}
@@ -236,7 +256,10 @@ def connectivity(graph: ModelGraph) -> Section | None:
     if figure is None:
         return None
     with_map = any(isinstance(trace, go.Heatmap) for trace in figure.data)
-    text = "Every weight that is left, as a line between two units. Counted are the units joined to both sides."
+    text = (
+        "Every weight that is left, as a line between two units, fainter in layers that have many, or all of them. "
+        "Counted are the units joined to both sides."
+    )
     if with_map:
         text += " On the left, how many weights read each pixel; empty pixels are not read."
     return Section("connectivity", "Connectivity", text, figure)

@@ -138,6 +138,36 @@ def structures_of(node: Node) -> list[StructureGroup]:
     return [left.pop(group.modules, group) for group in every] + list(left.values())
 
 
+def ranks_of(node: Node) -> dict[str, int]:
+    """The rank of each layer whose rank was lowered, by the layer's name; empty for other nodes."""
+    record = node.protocol.get("compression")
+    ranks = record.get("ranks") if isinstance(record, dict) and node.operator == "Compression" else None
+    if not isinstance(ranks, dict):
+        return {}
+    return {str(name).removesuffix(".weight"): rank for name, rank in ranks.items() if type(rank) is int}
+
+
+def target_words(node: Node) -> str:
+    """The set a node was compressed to, in words; that of another operator's node has no name."""
+    projection = node.parameters.get("projection") if node.operator == "Compression" else None
+    if not isinstance(projection, dict):
+        return "–"
+    given = {str(key): value for key, value in projection.items() if key != "name"}
+    name = str(projection.get("name", ""))
+    match name, given:
+        case "n:m", {"n": n, "m": m}:
+            return f"{n}:{m}"
+        case "quantization", {"bits": bits}:
+            return f"int{bits}"
+        case "block", {"rows": rows, "columns": columns}:
+            return f"blocks of {rows} × {columns}"
+        case "low_rank", _ if (target := target_of(node)) is not None:
+            return f"low rank: {1 - target:.0%} of it"
+        case "unstructured", {"scope": "layer"}:
+            return "unstructured, each layer"
+    return name.replace("_", " ")
+
+
 def weight_bytes(node: Node) -> int:
     """Bytes of the files with the node's weights; 0 if there are none."""
     try:

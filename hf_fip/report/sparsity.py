@@ -23,11 +23,13 @@ from hf_fip.report.layers import (
     dense_ancestor,
     fewer,
     layers_of,
+    ranks_of,
     short_names,
     sparsity,
     storage_words,
     structures_of,
     target_of,
+    target_words,
     weight_bytes,
 )
 from hf_fip.report.layout import PALETTE, branches, headline_metrics, metric_text, number, percent
@@ -141,6 +143,7 @@ def overview(graph: ModelGraph) -> Section | None:
         rows.append(
             [
                 Cell(node.name, color=drawn[node.name].color),
+                Cell(target_words(node)),
                 Cell(sparsity_text(1 - kept / every), 1 - kept / every, numeric=True),
                 Cell(f"{kept:,}", kept, numeric=True, detail=f"of {every:,}"),
                 Cell(percent(node.sparsity), node.sparsity, numeric=True),
@@ -152,7 +155,15 @@ def overview(graph: ModelGraph) -> Section | None:
                 ),
             ]
         )
-    columns = ["branch", "sparsity", "weights left", "zeros in the whole model", "file of weights", "stored as"]
+    columns = [
+        "branch",
+        "compressed to",
+        "sparsity",
+        "weights left",
+        "zeros in the whole model",
+        "file of weights",
+        "stored as",
+    ]
     table = Table([*columns, *names], rows, [node.id for node in nodes], sortable=True)
     notes = [
         "Sparsity: zeros among the weights that compression may change (by default not biases, norms, embeddings and "
@@ -331,10 +342,47 @@ def structures(graph: ModelGraph) -> Section | None:
     return Section("structures", "Structures", text, figure)
 
 
-SECTIONS = [overview, per_layer, runs, structures]
+def rank_grid(graph: ModelGraph) -> go.Figure | None:
+    """The rank of each layer of nodes of low rank; `None` without such nodes."""
+    found = {node.id: ranks_of(node) for node in compressed_nodes(graph)}
+    nodes = fewer(graph, [graph.nodes[name] for name, ranks in found.items() if ranks], MOST_COLUMNS)
+    if not nodes:
+        return None
+    full = {
+        layer.name: min(layer.shape[0], layer.size // layer.shape[0]) for n in nodes for layer in layers_of(graph, n)
+    }
+    names = [name for name in full if any(name in found[node.id] for node in nodes)]
+    short = short_names(names)
+    columns = []
+    for node in nodes:
+        ranks = [found[node.id].get(name, full[name]) for name in names]
+        texts = [f"{rank:,} of {full[name]:,}" for name, rank in zip(names, ranks, strict=True)]
+        details = [
+            f"<b>{shown(node.name)}</b> · {shown(name)}<br>rank {text}"
+            for name, text in zip(names, texts, strict=True)
+        ]
+        shares = [1 - rank / full[name] for name, rank in zip(names, ranks, strict=True)]
+        columns.append(Column(node.id, f"{node.name[:14]} {1 - (target_of(node) or 0):.0%}", shares, texts, details))
+    return grid_figure([short[name] for name in names], columns)
+
+
+def ranks(graph: ModelGraph) -> Section | None:
+    """The ranks that are left."""
+    figure = rank_grid(graph)
+    if figure is None:
+        return None
+    text = (
+        "Ranks of the layers, and what they could be. The colour is the share that is gone. Such weights have no "
+        "zeros and are stored as they are."
+    )
+    return Section("ranks", "Ranks", text, figure)
+
+
+SECTIONS = [overview, per_layer, runs, structures, ranks]
 FIGURES = {
     "sparsity": accuracy,
     "sparsity_layers": layer_grid,
     "sparsity_runs": over_runs,
     "structures": structure_grid,
+    "ranks": rank_grid,
 }

@@ -31,6 +31,7 @@ def lenet(tmp_path_factory):
     compress(base, [0.5, 0.95], branch="again", seed=1)
     compress(base, 0.5, projection={"name": "structured", "kinds": ["neurons"]}, branch="structured")
     compress(base, projection="int8", branch="int8")
+    compress(base, [0.25, 0.75], projection="low_rank", branch="low_rank")
     compress(base, 0.5, exclude=["hidden.0"], branch="part")
     ContinualLearning(HIGH, path_points=2, anchors=50, branch="then", training={**QUICK, "max_steps": 2})(end)
     return ModelGraph.load(graph.folder)

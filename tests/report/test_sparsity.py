@@ -40,7 +40,7 @@ def test_names_that_transformers_stores_otherwise_are_found(vit):
 
 
 def test_all_sections_stand_before_the_table_of_nodes_and_are_absent_without_compression(lenet, tmp_path):
-    ids = ["sparsity", "sparsity-layers", "sparsity-runs", "structures", "connectivity"]
+    ids = ["sparsity", "sparsity-layers", "sparsity-runs", "structures", "ranks", "connectivity"]
     found = page_of(lenet, output=tmp_path / "report.html").values("id", "section")
     assert [name for name in found if name in ids] == ids and found.index("connectivity") < found.index("nodes")
     graph = ModelGraph(tmp_path / "dense")
@@ -127,10 +127,46 @@ def test_the_connections_drawn_are_the_weights_left(lenet):
         assert torch.equal(drawn, weight.sign())
     per_pixel = (matrices[0] != 0).sum(0).reshape(8, 8).numpy()
     np.testing.assert_array_equal(network.per_pixel(), per_pixel)
-    lines = connectivity.connections(lenet).data[:2]
+    lines = [t for t in connectivity.connections(lenet).data if t.type == "scatter" and t.mode == "lines"]
+    assert [trace.name for trace in lines if trace.showlegend] == list(connectivity.SIGNS)
     first = max((n for n in connectivity._networks(lenet)), key=lambda name: lenet[name].sparsity)
     weights_left = sum(int(torch.count_nonzero(w)) for w in lenet[first].load_model().parameters() if w.ndim == 2)
     assert sum(len(trace.x) // 3 for trace in lines) == weights_left
+
+
+def test_lines_of_a_dense_head_are_the_faintest(lenet):
+    network = connectivity.network_of(lenet["sparse"])
+    assert network.ends[2].shape[1] == 32 * 5
+    strengths = [network.strength(layer) for layer in range(3)]
+    assert strengths[2] == connectivity.FAINTEST < min(strengths[:2])
+    options = connectivity.connections(lenet).layout.meta["controls"][0]["options"]
+    for option, node in zip(options, connectivity._networks(lenet).values(), strict=True):
+        changed, traces = option["updates"][0]
+        assert traces == list(range(6)) and changed["opacity"] == 2 * [node.strength(layer) for layer in range(3)]
+
+
+def test_ranks_are_those_of_the_weights(lenet):
+    cells = sparsity.rank_grid(lenet).data[0]
+    nodes = [node for node in lenet if node.name == "low_rank"]
+    assert list(cells.customdata[0]) == [node.id for node in nodes]
+    for column, node in enumerate(nodes):
+        found = {n: int(torch.linalg.matrix_rank(w)) for n, w in prunable_weights(node.load_model()).items()}
+        assert [line[column] for line in cells.text] == [
+            f"{found['hidden.0.weight']} of 48",
+            f"{found['hidden.1.weight']} of 32",
+        ]
+        assert layers.ranks_of(node) == {name.removesuffix(".weight"): rank for name, rank in found.items()}
+    assert sparsity.rank_grid(ModelGraph.load(lenet.folder)) is not None and layers.ranks_of(lenet["sparse"]) == {}
+
+
+def test_the_table_names_what_each_node_was_compressed_to(lenet):
+    words = {name: layers.target_words(lenet[name]) for name in lenet.endpoints}
+    assert words["sparse"] == "unstructured" and words["int8"] == "int8" and words["structured"] == "structured"
+    assert words["low_rank"] == "low rank: 25% of it" and words["then"] == "–" == words["base"]
+    table = sparsity.overview(lenet).table
+    column = table.columns.index("compressed to")
+    rows = dict(zip(table.row_ids, table.rows, strict=True))
+    assert rows[lenet["low_rank"].id][column].text == words["low_rank"]
 
 
 def test_networks_that_are_not_fully_connected_or_not_sparse_enough_have_no_connections(vit, lenet, monkeypatch):
