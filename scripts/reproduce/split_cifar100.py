@@ -265,8 +265,8 @@ def protocol(options: Options) -> dict[str, Any]:
         f"and as many anchors; Adam at {TRAINING['learning_rate']:g}, falling to 0 in each task",
         "anchors": f"{ANCHORS:,}, class-balanced (labels used to choose them); their labels are trained on by er, "
         "gem, derpp and fip+labels alone; outputs kept: those of when each task was learned",
-        "weights": "chosen on seed 7 (test images), its first 8 tasks or all; task-incremental: fip beta 0.3, of 0.1 to "
-        "3, with labels beta 0.3 and labels 1, of 0.3 to 1 and 0.5 to 1; class-incremental: fip the defaults, with "
+        "weights": "chosen on seed 7 (test images), its first 8 tasks or all; task-incremental: fip beta 0.3, of 0.1 "
+        "to 3, with labels beta 0.3 and labels 1, of 0.3 to 1 and 0.5 to 1; class-incremental: fip the defaults, with "
         "labels beta 3 and labels 3, of 1 to 5; derpp's own weights were as good as others there (beta 0.3 to 1, "
         f"labels 0.5 to 1); the other rivals were not tuned here: {GRID}",
         "joint": f"all tasks at once for {size.base_steps + 19 * size.steps:,} steps",
