@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,8 @@ from ..errors import InputError
 
 NOT_FINITE = "g: a product is not finite; the weights or the anchors hold NaN, infinite or far too large values"
 ZERO = "g is zero: no output depends on the trainable weights at these anchors; check both"
+# Vectors multiplied at a time: one by one takes three times as long, and one tensor would be copied as it grows.
+BLOCK = 8
 
 
 class Operator(Protocol):
@@ -53,14 +56,15 @@ class Krylov:
 
     def __init__(self, g: Operator):
         self.g = g
-        self.vectors: list[Tensor] = []
         self.products = 0
+        self._blocks: list[Tensor] = []
+        self._size = 0
         self._h = np.zeros((0, 0))
         self._queue: list[_Candidate] = []
         self._epsilon = 10.0 * torch.finfo(g.dtype).eps
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return self._size
 
     @property
     def matrix(self) -> np.ndarray:
@@ -120,7 +124,11 @@ class Krylov:
         self.products += 1
         if not torch.isfinite(product).all():
             raise InputError(NOT_FINITE)
-        self.vectors.append(q)
+        place = self._size % BLOCK
+        if place == 0:
+            self._blocks.append(torch.empty(BLOCK, len(q), dtype=q.dtype, device=q.device))
+        self._blocks[-1][place] = q
+        self._size += 1
         for candidate in self._queue:
             candidate.vector = candidate.vector - q * torch.dot(q, candidate.vector)
         column = self.coefficients(product)
@@ -132,13 +140,16 @@ class Krylov:
 
     def coefficients(self, vector: Tensor) -> np.ndarray:
         """`Q^T v`, `[k]`, in float64."""
-        return np.array([float(torch.dot(q, vector)) for q in self.vectors])
+        if not self._size:
+            return np.zeros(0)
+        return torch.cat([rows @ vector for rows in self._rows()]).to("cpu", torch.float64).numpy()
 
     def combine(self, coefficients: np.ndarray) -> Tensor:
         """`Q y`, `[n]`."""
         total = torch.zeros(self.g.shape[0], dtype=self.g.dtype, device=self.g.device)
-        for q, y in zip(self.vectors, coefficients.tolist(), strict=True):
-            total.add_(q, alpha=y)
+        y = torch.from_numpy(coefficients).to(total)
+        for rows, part in zip(self._rows(), y.split(BLOCK), strict=True):
+            total.addmv_(rows.T, part)
         return total
 
     def leak(self, coefficients: np.ndarray) -> float:
@@ -151,6 +162,11 @@ class Krylov:
 
     def _outside(self, vector: Tensor) -> Tensor:
         """The part of `vector` that is orthogonal to the basis."""
-        for q in self.vectors:
-            vector = vector - q * torch.dot(q, vector)
+        for rows in self._rows():
+            vector = torch.addmv(vector, rows.T, rows @ vector, alpha=-1)
         return vector
+
+    def _rows(self) -> Iterator[Tensor]:
+        """The basis in parts, each of them vectors as rows."""
+        for number, block in enumerate(self._blocks):
+            yield block[: self._size - number * BLOCK]
