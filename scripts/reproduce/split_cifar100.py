@@ -65,7 +65,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "der": {},
     "derpp": {},
     "fip": {"beta": 0.3, "new_input_weight": 1.0},
-    "fip+labels": {"method": "fip", "beta": 0.3, "anchor_label_weight": 1.0, "new_input_weight": 1.0},
+    "fip+labels": {"method": "fip", "beta": 0.3, "anchor_label_weight": 1.0, "new_input_weight": 0.0},
 }
 # With the task unknown, those that keep something there.
 CLASS_INCREMENTAL: dict[str, dict[str, Any]] = {
