@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_fip import FIPConfig, FIPTrainer, InputError
+from hf_fip.baselines import METHODS
 from hf_fip.functional.distances import get_distance
 from hf_fip.functional.penalty import NewInputDistance
 from hf_fip.terms import OutputBatch, Step
@@ -14,7 +15,9 @@ def grown(folder, *, known_outputs=2, preserve=True, train=None, **changes) -> F
     """Two old and two new output nodes."""
     return FIPTrainer(
         model=classifier(num_labels=4),
-        args=arguments(folder, **{"max_steps": 6, "path_points": 1, "logging_steps": 1, **changes}),
+        args=arguments(
+            folder, **{"max_steps": 6, "path_points": 1, "logging_steps": 1, "new_input_weight": 0.5, **changes}
+        ),
         train_dataset=train or texts(32, seed=1).map(lambda row: {"labels": row["labels"] + 2}),
         anchor_dataset=texts(12, seed=2, labels=None),
         processing_class=tokenizer(),
@@ -82,6 +85,11 @@ def test_accumulation_does_not_change_the_step(tmp_path):
         trainer.train()
         found.append(weights(trainer.model))
     assert_same_weights(*found, tolerance=2e-5)
+
+
+def test_a_rival_keeps_no_new_inputs_and_a_path_only_where_it_is_asked(tmp_path):
+    assert FIPConfig(str(tmp_path)).new_input_weight == 0
+    assert METHODS["derpp"].arguments["new_input_weight"] == 0
 
 
 def test_a_negative_weight_is_refused(tmp_path):
