@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..functional.anchors import GIB
 from .krylov import NOT_FINITE, ZERO, Operator
 from .linear_operator import MEMORY_LIMIT_GB
+from .metric_tensor import MetricTensor
 
 
 class Metric(Operator, Protocol):
@@ -51,8 +52,9 @@ def drift_gradient(g: Metric, drift: Tensor) -> Tensor:
 class DualForm:
     """
     The range of the metric, of dimension `N C` at most; outside it no output moves, to first order. With
-    `J^T = Q R`, `g = Q (R H R^T / N) Q^T`: after `N C` vjps everything is exact and small (Woodbury). The Gram matrix
-    `J J^T = R^T R` has the same nonzero eigenvalues (times N, for `"l2"`), but forming it would square their range.
+    `J^T = Q R`, `g = Q (R H R^T / N) Q^T`: after `N C` vjps everything is exact and small (Woodbury). Those of a
+    [`MetricTensor`] take an anchor each, which is the work of `C` vjps on all. The Gram matrix `J J^T = R^T R` has the
+    same nonzero eigenvalues (times N, for `"l2"`), but forming it would square their range.
 
     Holds `N C` vectors, and twice as many while it is made.
 
@@ -64,13 +66,13 @@ class DualForm:
     """
 
     def __init__(self, g: Metric):
-        number, outputs = g.jvp(torch.zeros(g.shape[0], dtype=g.dtype, device=g.device)).shape
+        is_network = isinstance(g, MetricTensor)
+        nothing = torch.zeros(g.shape[0], dtype=g.dtype, device=g.device)
+        number, outputs = (g.num_rows, g.num_outputs) if is_network else g.jvp(nothing).shape
         self.vjps = number * outputs
         _refuse_too_many(g, number, outputs)
         units = torch.eye(self.vjps, dtype=g.dtype, device=g.device).view(number, outputs, -1)
-        rows = torch.empty(self.vjps, g.shape[0], dtype=g.dtype, device=g.device)
-        for row, unit in zip(rows, units.unbind(-1), strict=True):
-            row.copy_(g.vjp(unit))
+        rows = g.rows() if is_network else torch.stack([g.vjp(unit) for unit in units.unbind(-1)])
         if not torch.isfinite(rows).all():
             raise InputError(NOT_FINITE)
         self._basis, r = torch.linalg.qr(rows.T)

@@ -1,4 +1,4 @@
-"""The Gram matrix of a network's Jacobian (its empirical neural tangent kernel), in blocks of rows."""
+"""The Jacobian of a network's outputs row by row, and its Gram matrix (the empirical neural tangent kernel)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,34 @@ from .products import JacobianProducts
 ROWS_OF_A_BLOCK = 128
 
 Root = Callable[[Tensor, Tensor], Tensor]
+
+
+def jacobian_rows(products: JacobianProducts, memory_limit: int) -> Tensor:
+    """
+    The Jacobian, `[N C, n]`: a row takes a backward pass of its own anchor alone, not of all.
+
+    Args:
+        products (`JacobianProducts`): the Jacobian.
+        memory_limit (`int`): in bytes.
+
+    Raises:
+        [`InputError`]: if it does not fit.
+    """
+    network, outputs = products.network, products.needs.num_outputs
+    row = outputs * network.size * network.dtype.itemsize
+    if products.num_rows * row > memory_limit:
+        fewer = f"use at most {memory_limit // row:,} rows" if memory_limit >= row else "raise the limit"
+        raise InputError(
+            f"anchors: the Jacobian of {products.num_rows:,} rows with {outputs:,} outputs takes "
+            f"{products.num_rows * row / GIB:.3g} GiB, above memory_limit_gb={memory_limit / GIB:.3g}; {fewer}, or "
+            "products alone (g.jvp, g.vjp)"
+        )
+    size = products.num_rows * outputs
+    rows = torch.zeros(size, network.size, dtype=network.dtype, device=network.device)
+    anchors = [anchor for chunk in products.chunks for anchor in chunk.split(1)]
+    for anchor in anchors[products.rank :: products.num_processes]:
+        rows[_span([anchor], outputs)] = _rows(products, [anchor], lambda outputs, unit: unit)
+    return products.summed(rows)
 
 
 def gram_matrix(products: JacobianProducts, root: Root, memory_limit: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..functional.anchors import GIB
-from .gram import gram_matrix
+from .gram import gram_matrix, jacobian_rows
 from .linear_operator import MEMORY_LIMIT_GB, SymmetricOperator
 from .linearization import measure
 from .network import Inputs, Network
@@ -276,6 +276,18 @@ class MetricTensor(SymmetricOperator):
         self.cost.products += vectors.shape[1]
         columns = [self._products.through(self.unflatten(vector), weight) for vector in vectors.T]
         return torch.stack(columns, dim=1) / self.num_rows
+
+    def rows(self) -> Tensor:
+        """
+        The Jacobian itself, `[N C, n]`, for few anchors: as much work as `C` products with `J^T`.
+
+        Returns:
+            `torch.Tensor`: row `i C + c` is the gradient of output `c` on anchor `i`.
+
+        Raises:
+            [`InputError`]: if the matrix exceeds `memory_limit_gb`.
+        """
+        return jacobian_rows(self._products, int(self.memory_limit_gb * GIB))
 
     def gram(self) -> Tensor:
         """

@@ -37,7 +37,8 @@ class ExactStep:
         objective_change (`float`): `theta^T grad L`: the change of L, to first order.
         residual (`float`): `|(g + λ I) theta + (beta / 2) grad L|`.
         products (`int`): products with `g` (each a jvp and a vjp) it took.
-        vjps (`int`): further vjps (dual form: one for every output of every anchor).
+        vjps (`int`): further vjps (dual form: one for every output of every anchor; of a [`MetricTensor`], each on
+            that anchor alone).
         converged (`bool`): whether it is the minimum to the tolerance, not only in the space searched so far.
         hard_case (`bool`):
             Whether `grad L` says nothing about the flattest directions, one of which had to be chosen: eq. 3 always.

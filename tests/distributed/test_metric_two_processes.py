@@ -23,6 +23,7 @@ for metric in ("l2", "fisher"):
     g = MetricTensor(model, inputs, metric, chunk_size=2)
     v, u = torch.randn(g.shape[0], 2, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
     found = {"outputs": g.outputs, "g": g @ v, "jvp": g.jvp(v), "vjp": g.vjp(u), "gram": g.gram()}
+    found["rows of J"] = g.rows()
     found["values"] = torch.tensor(find_spectrum(g, 4, method="lanczos", probes=1, steps=4).eigenvalues)
     # Every process has the whole of each result.
     for name, value in found.items():

@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_fip.errors import InputError
 from hf_fip.functional import functional_distance
-from hf_fip.geometry import DenseOperator, MetricTensor
+from hf_fip.geometry import DenseOperator, MetricTensor, fip_step
 from hf_fip.models.cnn import FiveLayerCNNConfig, FiveLayerCNNForImageClassification
 from hf_fip.models.lenet import LeNet300100Config, LeNet300100ForImageClassification
 from tests.testing_utils import case, classifier
@@ -82,6 +82,7 @@ def test_products_are_those_of_the_explicit_matrix(kind, metric):
     torch.testing.assert_close(g.jvp(v), jv, **close)
     torch.testing.assert_close(g.jvp(v[:, 0]), jv[..., 0], **close)
     torch.testing.assert_close(g.vjp(u), torch.einsum("rcn,rck->nk", j, u), **close)
+    torch.testing.assert_close(g.rows().view_as(j), j, **close)
     torch.testing.assert_close(g.weighting(u), torch.einsum("rcd,rdk->rck", h, u), **close)
     torch.testing.assert_close(g.root(g.root_transposed(u)), g.weighting(u), **close)
     torch.testing.assert_close(g.vjp(g.weighting(g.jvp(v[:, 0]))) / g.num_rows, expected[:, 0], **close)
@@ -224,6 +225,19 @@ def test_scipy_sees_the_same_operator():
     np.testing.assert_allclose(scipy_operator @ v[:, 0], (g @ torch.from_numpy(v[:, 0])).numpy(), rtol=1e-12)
 
 
+def test_the_dual_form_takes_one_pass_for_each_output():
+    """A row of the Jacobian needs its own anchor alone."""
+    model, inputs = network("lenet", anchors=8)
+    g = MetricTensor(model, inputs, dtype=torch.float64)
+    gradient = torch.randn(g.shape[0], dtype=torch.float64)
+    step = fip_step(g, gradient, 0.1, method="dual")
+    assert step.converged and step.vjps == 8 * 3
+    # Those, one product to tell the residual, and what it prepares.
+    assert g.cost.vjps == pytest.approx(3 + 2) and g.cost.jvps == 1
+    exact = fip_step(g, gradient, 0.1, tolerance=1e-10)
+    torch.testing.assert_close(step.theta, exact.theta, rtol=1e-6, atol=1e-9)
+
+
 def test_kept_graphs_make_a_product_cost_four_forwards():
     model, inputs = network("lenet")
     g = MetricTensor(model, inputs)
@@ -342,6 +356,9 @@ def test_too_many_rows_for_a_gram_matrix_are_refused_with_the_number():
     with pytest.raises(InputError, match=r"50 rows with 3 outputs takes 8.38e-05 GiB.*use at most 38 rows"):
         g.gram()
     g @ g.weights
+    few = MetricTensor(model, inputs, memory_limit_gb=10 * 3 * g.shape[0] * 4 / 2**30)
+    with pytest.raises(InputError, match=r"Jacobian of 50 rows with 3 outputs.*use at most 10 rows"):
+        few.rows()
 
 
 def test_bad_vectors_are_refused():
