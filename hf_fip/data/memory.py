@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +19,8 @@ def remembered_rows(memory: str, labels: Sequence[Sequence[int]], number: int, s
     Chooses a memory of a fixed total size. It is nested: what is kept of a task once further tasks have come is part
     of what was kept of it before, so that it can be had in passing, without the earlier tasks' data.
 
-    - `"even"`: every task has the same number of rows, drawn without a look at the labels.
-    - `"class_balanced"`: every task has the same number, and within a task every class as far as it has rows.
+    - `"even"`: every task has the same number of rows as far as it has them, drawn without a look at the labels.
+    - `"class_balanced"`: every task has the same number, and within a task every class, as far as they have rows.
     - `"reservoir"`: a uniform sample of the rows of all tasks, as reservoir sampling of their stream gives it (Vitter,
       "Random sampling with a reservoir", 1985): tasks have rows in proportion to their data.
 
@@ -40,12 +41,22 @@ def remembered_rows(memory: str, labels: Sequence[Sequence[int]], number: int, s
         raise InputError(f"anchor_memory={memory!r} is unknown; choose one of: {', '.join(MEMORIES)}")
     if memory == "reservoir":
         return _smallest_keys([len(rows) for rows in labels], number, seed)
-    chosen = []
-    for index, rows in enumerate(labels):
-        share = number // len(labels) + (index < number % len(labels))
-        balanced = memory == "class_balanced"
-        chosen.append(_balanced(rows, share, seed) if balanced else stratified_indices([0] * len(rows), share, seed))
-    return chosen
+    shares = _equal_shares([len(rows) for rows in labels], number)
+    if memory == "class_balanced":
+        return [_balanced(rows, share, seed) for rows, share in zip(labels, shares, strict=True)]
+    return [stratified_indices([0] * len(rows), share, seed) for rows, share in zip(labels, shares, strict=True)]
+
+
+def _equal_shares(sizes: Sequence[int], number: int) -> list[int]:
+    """As equal as the sizes allow: what small tasks cannot fill goes to the others, odd rows to the oldest of them."""
+    level = bisect_right(range(number + 1), number, key=lambda level: sum(min(size, level) for size in sizes)) - 1
+    left = number - sum(min(size, level) for size in sizes)
+    shares = []
+    for size in sizes:
+        odd = size > level and left > 0
+        left -= odd
+        shares.append(min(size, level) + odd)
+    return shares
 
 
 def _balanced(labels: Sequence[int], size: int, seed: int) -> np.ndarray:

@@ -12,18 +12,19 @@ STREAM = [[0, 1] * 40, [0, 1, 2] * 20, [0] * 97 + [1] * 3, [0, 1] * 10]
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_a_memory_has_its_size_and_is_the_same_again(memory):
-    chosen = remembered_rows(memory, STREAM, 50, seed=3)
-    assert sum(map(len, chosen)) == 50
-    for rows, labels, again in zip(chosen, STREAM, remembered_rows(memory, STREAM, 50, seed=3), strict=True):
+@pytest.mark.parametrize("number", [50, 119, 258])
+def test_a_memory_has_its_size_and_is_the_same_again(memory, number):
+    chosen = remembered_rows(memory, STREAM, number, seed=3)
+    assert sum(map(len, chosen)) == number
+    for rows, labels, again in zip(chosen, STREAM, remembered_rows(memory, STREAM, number, seed=3), strict=True):
         assert len(set(rows)) == len(rows) and set(rows) <= set(range(len(labels)))
         assert np.array_equal(rows, again)
-    other = remembered_rows(memory, STREAM, 50, seed=4)
+    other = remembered_rows(memory, STREAM, number, seed=4)
     assert any(not np.array_equal(*pair) for pair in zip(chosen, other, strict=True))
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("number", [7, 50, 119])
+@pytest.mark.parametrize("number", [7, 50, 119, 200])
 def test_later_memories_keep_a_part_of_the_earlier_ones(memory, number):
     before = remembered_rows(memory, STREAM[:1], number)
     for tasks in range(2, len(STREAM) + 1):
@@ -34,6 +35,7 @@ def test_later_memories_keep_a_part_of_the_earlier_ones(memory, number):
 
 def test_even_memories_have_equal_shares_and_do_not_look_at_labels():
     assert [len(rows) for rows in remembered_rows("even", STREAM[:3], 50)] == [17, 17, 16]
+    assert [len(rows) for rows in remembered_rows("even", STREAM, 119)] == [33, 33, 33, 20], "the last has no more"
     blind = [[0] * len(labels) for labels in STREAM]
     for one, other in zip(remembered_rows("even", STREAM, 40), remembered_rows("even", blind, 40), strict=True):
         assert np.array_equal(one, other)
