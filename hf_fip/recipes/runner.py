@@ -52,8 +52,9 @@ def run(recipe: Recipe, output_dir: str | os.PathLike[str] | None = None) -> dic
 
     Returns:
         `dict`: `graph` (its folder), `endpoints` (branch name → id of its last node), `metrics` (node id → metrics),
-        `functional_distance` (node id → distances to parent and root), `report` (its file or `None`), `recipe` (as
-        plain data) and `seconds`.
+        `functional_distance` (node id → distances to parent and root), `scenario` (branch name → what is known at test
+        time, for branches that learned a further task), `report` (its file or `None`), `recipe` (as plain data) and
+        `seconds`.
 
     Raises:
         `InputError`: the folder holds the graph of another recipe, is used by another run, or the data do not exist.
@@ -96,6 +97,11 @@ def run(recipe: Recipe, output_dir: str | os.PathLike[str] | None = None) -> dic
         "endpoints": graph.endpoints,
         "metrics": {node.id: _json_numbers(node.metrics) for node in graph},
         "functional_distance": {node.id: node.functional_distance for node in graph},
+        "scenario": {
+            branch: scenario
+            for branch, end in graph.endpoints.items()
+            if (scenario := graph[end].protocol.get("scenario")) is not None
+        },
         "report": None if report is None else str(report),
         "recipe": recipe.to_dict(),
         "seconds": round(time.perf_counter() - began, 1),

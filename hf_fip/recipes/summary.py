@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -38,12 +39,22 @@ def summary(result: dict[str, Any]) -> str:
         "",
         f"{measured}{unit}{'' if columns else f', {len(tasks)} tasks'}; distance: functional distance to base on the "
         f"anchors{f' ({kind})' if kind else ''}",
+        *_by_scenario(result["scenario"], ends),
         "",
         f"graph   {result['graph']}",
     ]
     if result["report"]:
         lines.append(f"report  {result['report']}")
     return "\n".join([*lines, f"look    hf-fip show {result['graph']}"])
+
+
+def _by_scenario(scenarios: dict[str, str], branches: Iterable[str]) -> list[str]:
+    """A line for each scenario of continual learning, with its branches: only these compare."""
+    named: dict[str, list[str]] = {}
+    for branch in branches:
+        if branch in scenarios:
+            named.setdefault(scenarios[branch], []).append(branch)
+    return [f"{scenario}: {', '.join(found)}" for scenario, found in named.items()]
 
 
 def aligned(rows: list[list[str]]) -> list[str]:

@@ -334,6 +334,7 @@ def test_the_summary_compares_the_branches_and_ends_with_the_path():
             "n": {"parent": 1.0, "root": 1.5, **l2},
             "y": {"parent": 1.0, "root": 0.1, "name": "bhattacharyya", "unit": "nats"},
         },
+        "scenario": {"fip": "class-incremental", "naive": "class-incremental", "bhattacharyya": "task-incremental"},
         "report": None,
         "recipe": {"tasks": {"low": {}, "high": {}, "never learned": {}}},
     }
@@ -349,6 +350,7 @@ def test_the_summary_compares_the_branches_and_ends_with_the_path():
     ]
     assert len({len(line) for line in lines[1:6]}) == 1
     assert "(l2, share of output variance)" in summary(result)
+    assert {"class-incremental: naive, fip", "task-incremental: bhattacharyya"} < set(lines)
     assert "hf-fip show out/graph" in lines[-1]
 
 
@@ -577,6 +579,7 @@ def test_the_summary_of_a_long_stream_shows_the_mean_of_its_tasks():
         "endpoints": {"fip-0.01": "f", "naive": "n"},
         "metrics": {"f": node, "n": {"t00/accuracy": 1.0}},
         "functional_distance": {"f": distance, "n": distance},
+        "scenario": {},
         "report": None,
         "recipe": {"tasks": dict.fromkeys(tasks, {})},
     }
@@ -595,6 +598,7 @@ def test_a_run_streams_its_splits_sweeps_its_budgets_and_goes_on(recipe_file, tm
     recipe = load_recipe("split_digits", [*quick, "disagreement_budget=[0.1,0.5]", "training.restoration_steps=2"])
     result = run(recipe, tmp_path / "out")
     assert list(result["endpoints"]) == ["base", "fip-0.1", "fip-0.5", "naive"]
+    assert result["scenario"] == dict.fromkeys(["fip-0.1", "fip-0.5", "naive"], "class-incremental")
     assert list(result["recipe"]["tasks"]) == ["digits-01", "digits-02", "digits-03"]
     graph = ModelGraph.load(result["graph"])
     assert [len(node.tasks) for node in graph] == [1, 2, 3, 2, 3, 2, 3]
