@@ -3,12 +3,13 @@ What a step along the path costs, against a plain Trainer step on as many exampl
 
     python scripts/benchmarks/step_overhead.py [--json] [--models bert vit cnn] [--steps 30] [--rounds 3]
 
-In one run, in turns, each in a process of its own: `plain` (transformers.Trainer on B + A examples), `fip` (FIPTrainer
-on B task examples and A anchors) and `paper` (the way of the paper's public code: a second copy of the model, whose
-outputs on the anchors are computed in every step). Ratios are of median step times and of peak memory above that of
-the imported libraries; times are not compared between runs. Also: what importing hf_fip adds to importing
-transformers, and how long recording a point keeps training waiting, against saving and
-syncing the tensors alone.
+In one run, in turns, each in a process of its own: `plain` (transformers.Trainer on B + A examples), `er` (experience
+replay: FIPTrainer on B task examples and A labelled anchors), `fip` (the same on a head half of whose outputs are new,
+so that all that keeps a function by default is at work) and `paper` (the way of the paper's public code: a second copy
+of the model, whose outputs on the anchors are computed in every step). Ratios are of median step times and of peak
+memory above that of the imported libraries; times are not compared between runs. Also: what importing hf_fip adds to
+importing transformers, and how long recording a point keeps training waiting, against saving and syncing the tensors
+alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 
 
 MODELS = ("bert", "vit", "cnn")
-VARIANTS = ("plain", "fip", "paper")
+VARIANTS = ("plain", "er", "fip", "paper")
 WARM_UP = 5
 
 
@@ -89,11 +90,13 @@ def _row(model: str, runs: dict[str, list[dict]]) -> dict:
         "model": model,
         "parameters": first["parameters"],
         "fip_over_plain": step["fip"] / step["plain"],
+        "fip_over_er": step["fip"] / step["er"],
         "paper_over_plain": step["paper"] / step["plain"],
         "plain_step_seconds": step["plain"],
         "anchor_cache_bytes": first["anchor_cache_bytes"],
         "plain_peak_bytes": memory["plain"],
         "fip_extra_memory": (memory["fip"] - first["anchor_cache_bytes"]) / memory["plain"] - 1,
+        "er_extra_memory": memory["er"] / memory["plain"] - 1,
         "paper_extra_memory": memory["paper"] / memory["plain"] - 1,
         "device": first["device"],
         "threads": first["threads"],
@@ -106,6 +109,7 @@ def measure(model_name: str, variant: str, steps: int, batch: int) -> dict:
     from transformers.utils import logging
 
     from hf_fip import FIPConfig, FIPTrainer
+    from hf_fip.baselines import METHODS
     from hf_fip.functional import functional_distance
 
     logging.set_verbosity_error()
@@ -150,12 +154,15 @@ def measure(model_name: str, variant: str, steps: int, batch: int) -> dict:
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        if variant == "fip":
+        if variant in METHODS:
             trainer = FIPTrainer(
                 model=model,
                 args=FIPConfig(folder, path_points=1, **options),
                 train_dataset=task,
                 anchor_dataset=anchors,
+                terms=METHODS[variant].terms(),
+                preserve=METHODS[variant].preserve,
+                known_outputs=model.config.num_labels // 2,
                 callbacks=[clock],
             )
         else:
@@ -169,13 +176,13 @@ def measure(model_name: str, variant: str, steps: int, batch: int) -> dict:
                 callbacks=[clock],
             )
         trainer.train()
-        if variant != "fip":
-            # The path's end is on disk; so is theirs, or memory would not compare.
+        if variant not in METHODS:
+            # A path's end is on disk; so is theirs, or memory would not compare.
             trainer.save_model()
     return {
         "step_seconds": clock.times[WARM_UP:],
         "peak_bytes": _peak_bytes(torch) - base_memory,
-        "anchor_cache_bytes": trainer.preservation.anchors.nbytes if variant == "fip" else 0,
+        "anchor_cache_bytes": trainer.preservation.anchors.nbytes if variant in METHODS else 0,
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
@@ -198,14 +205,19 @@ def _problem(name: str, examples: int, batch: int):
     torch.manual_seed(0)
     if name == "bert":
         config = BertConfig(
-            hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, vocab_size=8000
+            hidden_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=1024,
+            vocab_size=8000,
+            num_labels=4,
         )
         model = BertForSequenceClassification(config)
 
         def rows(number: int) -> Dataset:
             tokens = torch.randint(5, 8000, (number, 128))
             columns = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-            return Dataset.from_dict({**columns, "labels": torch.randint(2, (number,))}).with_format("torch")
+            return Dataset.from_dict({**columns, "labels": torch.randint(4, (number,))}).with_format("torch")
     else:
         if name == "vit":
             config = ViTConfig(
@@ -304,14 +316,15 @@ def _table(result: dict) -> str:
         f"A = {protocol['anchors_per_step']} anchors against a plain Trainer on B + A; medians of "
         f"{protocol['rounds']} x {protocol['steps']} steps",
         "",
-        "| model | weights | step: fip / plain | paper's / plain | memory: plain | fip beyond its cache | paper's |",
-        "|---|---|---|---|---|---|---|",
+        "| model | weights | step: fip / plain | fip / er | paper's / plain "
+        "| memory: plain | fip beyond its cache | er | paper's |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         lines.append(
             f"| {row['model']} | {row['parameters'] / 1e6:.1f} M | {row['fip_over_plain']:.3f} | "
-            f"{row['paper_over_plain']:.3f} | {row['plain_peak_bytes'] / 1e6:.0f} MB | "
-            f"{row['fip_extra_memory']:+.1%} | {row['paper_extra_memory']:+.1%} |"
+            f"{row['fip_over_er']:.3f} | {row['paper_over_plain']:.3f} | {row['plain_peak_bytes'] / 1e6:.0f} MB | "
+            f"{row['fip_extra_memory']:+.1%} | {row['er_extra_memory']:+.1%} | {row['paper_extra_memory']:+.1%} |"
         )
     added, point = result["import_seconds"]["hf_fip_adds"], result["record_point"]
     lines += [
