@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_fip import ContinualLearning, FIPConfig, FIPTrainer, ModelGraph, begin_graph
 from hf_fip.data.causal import NextTokenCollator, causal_arguments, next_token_likelihoods, next_token_rows
@@ -166,6 +166,40 @@ def test_pretraining_continues_within_the_budget(adapted, base, corpora, tmp_pat
     if adapted:
         assert isinstance(loaded, PeftModel)
         assert_same_weights(weights(loaded.unload()), before)
+
+
+@pytest.mark.parametrize("method", ["fip", "lora"])
+def test_a_llama_goes_on_to_other_texts_too(method, corpora, model_folder, tmp_path):
+    """Rotary positions, no biases, fewer keys than queries; every layer of it takes an adapter."""
+    torch.manual_seed(0)
+    words = load_processor(model_folder)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.1,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    base = begin_graph(
+        str(tmp_path / "graph"), model=str(tmp_path / "model"), task=task("animals", corpora), training=TRAINING
+    )
+    adapter = {"adapter": {"rank": 8, "alpha": 32}} if method == "lora" else {"distance_budget": 0.1}
+    learn = ContinualLearning(
+        task("prices", corpora), method=method, anchors=24, path_points=1, training=TRAINING, **adapter
+    )
+    end = learn(base).end
+    before = base.metrics["animals/perplexity"]
+    assert before < 6 and end.metrics["prices/perplexity"] < 8, "of 24 words"
+    assert end.metrics["animals/perplexity"] <= before * math.exp(0.1)
+    assert end.protocol["scenario"] == ("task-incremental" if method == "lora" else "domain-incremental")
+    if method == "lora":
+        assert_same_weights(weights(end.load_model().unload()), weights(base.load_model()))
 
 
 def test_labels_are_replayed_at_the_kept_positions_only(base, corpora):
