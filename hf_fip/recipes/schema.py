@@ -80,7 +80,7 @@ class ContinualLearningSettings:
 
     Args:
         adapter (`dict`, *optional*): Train a low-rank adapter, `{rank: 8, alpha: 16}`, and not the weights.
-        method_options (`dict`, *optional*): What can be tuned of the method, such as `{strength: 100}` of `ewc`.
+        method_options (`dict`, *optional*): What can be tuned of the method, such as `{weight: 100}` of `ewc`.
         keep_zeros (`bool`, *optional*): Whether zeros of a compressed node stay zero.
     """
 
