@@ -14,6 +14,8 @@ $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,quality]"
+	# A reference that the metric's tests compare with; its own requirements would bring torchvision.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps curvlinops-for-pytorch==3.0.1 einconv einops linear_operator opt_einsum
 	@touch $@
 
 demo: $(INSTALLED) ## learn a second task without losing the first, on two CPU cores, without a network
