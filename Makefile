@@ -10,11 +10,11 @@ INSTALLED := $(VENV)/.installed
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# curvlinops: a reference for the metric's tests; its own requirements would bring torchvision.
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,quality]"
-	# A reference that the metric's tests compare with; its own requirements would bring torchvision.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps curvlinops-for-pytorch==3.0.1 einconv einops linear_operator opt_einsum
 	@touch $@
 
