@@ -1,14 +1,20 @@
 """
-A BERT learns Yelp reviews, then IMDB reviews (paper: BERT on Yelp and IMDB), with appended labels and no task id at
-test time, every method of the package on the same base, anchors, batches and steps, beside them an adapter for each
-task (LoRA), which has to be told the task; and with shared labels the methods that matter there.
+A BERT learns Yelp reviews, then IMDB reviews (paper: BERT on Yelp and IMDB), then Amazon reviews, every method of the
+package on the same base, anchors, batches and steps: with appended labels and no task id at test time; with shared
+labels, those that matter there; and with the task known, as an adapter for each task (LoRA) needs it.
 
     python scripts/reproduce/yelp_imdb.py --scale full --seeds 0 1 2 [--data_root DIR]
 
-Both scales use the embedded BERT-mini. On one core `small` takes 12 minutes a seed, `full` an hour.
+Both scales use the embedded BERT-mini. The Amazon reviews are `fancyzhx/amazon_polarity`; a `data_root` without it has
+the sentences of `sentiment_sentences` (UCI) in their place. On one idle core `small` takes half an hour a seed, `full`
+two hours.
 """
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 from experiment import GRID, LABEL_WEIGHT, RIVALS, Branches, Measurement, Options, reproduce, run_recipe
 
@@ -16,49 +22,82 @@ from experiment import GRID, LABEL_WEIGHT, RIVALS, Branches, Measurement, Option
 STEPS = {"full": 250, "small": 100}
 ANCHORS = {"full": 2000, "small": 500}
 TOKENS = {"full": 192, "small": 64}
-SMALL = [
-    "tasks.yelp.max_train=2000",
-    "tasks.imdb.max_train=2000",
-    "tasks.yelp.max_test=500",
-    "tasks.imdb.max_test=500",
-]
-COMPARED = {"append": RIVALS, "shared": ("naive", "joint", "lwf", "er", "derpp")}
+TRAINING = {"full": 25000, "small": 2000}
+TEST = {"full": 5000, "small": 500}
+# For each policy of labels, the rivals over two tasks and those over all three.
+COMPARED = {
+    "append": (RIVALS, ("naive", "joint", "er", "fdr", "derpp")),
+    "shared": (("naive", "joint", "lwf", "er", "derpp"), ("naive", "joint", "er", "fdr", "derpp")),
+    "per_task": (("naive", "lora"), ("naive", "joint", "osf", "er", "fdr", "derpp", "lora")),
+}
+# In a stream, what is kept of a task are its outputs of when it had just been learned.
+STREAM = {"stream": ["imdb", "amazon"], "reference": "learned"}
 
 
 def compared(label_space: str) -> Branches:
-    """Every method of one policy for the labels."""
-    found = Branches({"task": "imdb"})
-    for method in COMPARED[label_space]:
-        found.add(method)
-    if label_space == "append":
-        found.add("lora", {"task id": "known"})
-    found.add("fip+labels", method="fip", anchor_label_weight=LABEL_WEIGHT)
+    """The branches of one policy of labels, beside the recipe's own path, which learns IMDB."""
+    found = Branches({})
+    two, three = COMPARED[label_space]
+    for methods, setting, step in ((two, {}, {"task": "imdb"}), ((*three, "fip"), {"then": "amazon"}, STREAM)):
+        for method in methods:
+            found.add(method, setting, **step)
+        found.add("fip+labels", setting, method="fip", anchor_label_weight=LABEL_WEIGHT, **step)
     return found
 
 
+def third_task(data_root: str | None) -> dict[str, Any]:
+    """Amazon reviews of the Hub, or what a local folder has in their place."""
+    task = {"dataset": "fancyzhx/amazon_polarity", "input_column": "content"}
+    if data_root is not None and not (Path(data_root) / "amazon_polarity").is_dir():
+        task = {"dataset": "sentiment_sentences", "config": "amazon"}
+    return {**task, "class_names": ["negative", "positive"]}
+
+
 def measure(seed: int, options: Options) -> list[Measurement]:
-    measured = []
+    scale, measured = options.scale, []
     for label_space in COMPARED:
         branches = compared(label_space)
         overrides = ["model=embedded:bert-mini", f"seed={seed}", f"label_space={label_space}", "baselines=[]"]
-        overrides += [f"anchors={ANCHORS[options.scale]}", f"max_length={TOKENS[options.scale]}", "path_points=1"]
-        overrides += [f"training.max_steps={STEPS[options.scale]}", branches.override]
-        overrides += [] if options.is_full else SMALL
-        folder = options.output_dir / f"{options.scale}-{label_space}-seed-{seed}"
+        overrides += [f"anchors={ANCHORS[scale]}", f"max_length={TOKENS[scale]}", "path_points=1"]
+        overrides += [f"tasks.amazon={json.dumps(third_task(options.data_root))}"]
+        overrides += ["path=[{operator: ContinualLearning, task: imdb}]"]
+        for task in ("yelp", "imdb", "amazon"):
+            overrides += [f"tasks.{task}.max_train={TRAINING[scale]}", f"tasks.{task}.max_test={TEST[scale]}"]
+        overrides += [f"training.max_steps={STEPS[scale]}", branches.override]
+        folder = options.output_dir / f"{scale}-{label_space}-seed-{seed}"
         result = run_recipe("yelp_imdb", overrides, folder, options.data_root)
         measured += branches.measurements(result, {"labels": label_space})
+        measured += forgotten(result["graph"], branches, {"labels": label_space})
     return measured
 
 
+def forgotten(folder: str, branches: Branches, setting: dict[str, Any]) -> list[Measurement]:
+    """Of each branch, how far accuracies fell from their best, and what the next task gained before it was learned."""
+    from hf_fip import ModelGraph
+    from hf_fip.metrics.stream import stream_summary
+
+    graph = ModelGraph.load(folder)
+    found = []
+    for branch, (method, own) in branches.shown.items():
+        summary = stream_summary(graph, branch)
+        for name in ("forgetting", "forward_transfer"):
+            if name in summary:
+                found.append(Measurement(method, name.replace("_", " "), 100 * summary[name], {**setting, **own}))
+    return found
+
+
 def protocol(options: Options) -> dict:
+    scale, third = options.scale, third_task(options.data_root)
+    source = " ".join(third[key] for key in ("dataset", "config") if key in third)
     return {
-        "model": f"embedded:bert-mini, 1.35 M weights, {TOKENS[options.scale]} tokens",
-        "scenario": "append: class-incremental, 4 output nodes; shared: domain-incremental, 2; no task id at test, "
-        "but for lora (task-incremental)",
-        "training reviews": f"{'all, at most 25000' if options.is_full else 2000} of each task",
-        "anchors": f"{ANCHORS[options.scale]} Yelp training reviews, the same for all methods; labels used by er, "
-        "gem, agem, derpp, fip+labels",
-        "steps": f"{STEPS[options.scale]} of 32 reviews and 32 anchors for every method, joint included",
+        "model": f"embedded:bert-mini, 1.35 M weights, {TOKENS[scale]} tokens",
+        "scenario": "append: class-incremental, two outputs a task; shared: domain-incremental, two outputs; no task "
+        "id at test; per_task: task-incremental, the task is given",
+        "tasks": f"Yelp, then IMDB; then amazon ({source}), outputs kept being those of when a task was learned",
+        "training reviews": f"all, at most {TRAINING[scale]} of each task; at most {TEST[scale]} to test on",
+        "anchors": f"{ANCHORS[scale]} training reviews of all earlier tasks together, the same for all methods; "
+        "labels used by er, gem, agem, derpp, fip+labels",
+        "steps": f"{STEPS[scale]} a task, of 32 reviews and 32 anchors, for every method, joint included",
         "tuning": GRID,
     }
 
