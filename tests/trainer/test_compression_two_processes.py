@@ -1,4 +1,6 @@
-"""Two gloo processes compress as one: the analytic gradient is not summed over them, and both hold the same zeros."""
+"""
+Two gloo processes compress as one: each adds the analytic gradient once and whole, and both hold the same zeros.
+"""
 
 import pytest
 import torch
@@ -13,9 +15,23 @@ from hf_fip.objectives import Pull, TaskLoss, get_projection
 from tests.testing_utils import arguments, case
 
 folder, decoupled, per_device, accumulation = sys.argv[1], sys.argv[2] == "decoupled", *map(int, sys.argv[3:])
+checked = []
+
+
+class Checked(Pull):
+    def add_gradient_(self, parameters):
+        before = {name: weight.grad.clone() for name, weight in self.weights.items()}
+        super().add_gradient_(parameters)
+        adds = self.code is not None and not self.frozen and not self.decoupled
+        for name, weight in self.weights.items():
+            analytic = self.strength * weight.detach() * self.code.pruned[name] if adds else torch.zeros_like(weight)
+            torch.testing.assert_close(weight.grad - before[name], analytic, rtol=1e-9, atol=1e-12)
+        checked.append(adds)
+
+
 arguments_of = case("sequence-classification")
 arguments_of["model"] = arguments_of["model"].double()
-pull = Pull(get_projection("unstructured"), [0.4, 0.6], [3, 6], decoupled=decoupled, refresh=1)
+pull = Checked(get_projection("unstructured"), [0.4, 0.6], [3, 6], decoupled=decoupled, refresh=1)
 trainer = FIPTrainer(
     args=arguments(
         folder,
@@ -32,6 +48,7 @@ trainer = FIPTrainer(
     **arguments_of,
 )
 trainer.train()
+assert len(checked) >= 4 and any(checked) is not decoupled
 if "WORLD_SIZE" in os.environ:
     # The other process holds the same weights, though only the first one writes them.
     for p in trainer.unwrapped.parameters():

@@ -8,7 +8,7 @@ from transformers import BertForMaskedLM, ViTConfig, ViTForImageClassification
 
 from hf_fip import InputError
 from hf_fip.models import FiveLayerCNNConfig, FiveLayerCNNForImageClassification
-from hf_fip.objectives import KeepZeros, get_projection, register_projection
+from hf_fip.objectives import KeepZeros, Pull, get_projection, register_projection
 from hf_fip.objectives.codes import CODES, Masks
 from hf_fip.objectives.projections import Projection, structured
 from hf_fip.objectives.prunable import prunable_weights
@@ -16,6 +16,7 @@ from hf_fip.objectives.schedules import get_schedule, segments
 from hf_fip.objectives.scores import get_score, metric_diagonal
 from hf_fip.objectives.selection import kth_smallest, smallest
 from hf_fip.storage import shrink
+from hf_fip.terms import apply_gradient_terms
 from tests.testing_utils import BERT, classifier
 
 
@@ -473,3 +474,22 @@ def test_zeros_are_kept_in_embeddings_too_where_they_were_compressed():
     keeping = KeepZeros()
     keeping.begin_segment(fresh)
     assert not keeping.weights
+
+
+def test_the_pull_is_as_strong_under_the_scaling_of_fp16_losses():
+    """The gradient is complete, and still multiplied by the scale, when the analytic part is added."""
+    found = []
+    for scale in (1.0, 1024.0):
+        model = classifier(seed=1)
+        pull = Pull(get_projection("unstructured"), [0.5], [10], decoupled=False, strength=0.3)
+        pull.begin_segment(model)
+        pull.move_weights_([], 1)
+        parameters = list(model.parameters())
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, scale)
+        apply_gradient_terms([pull], parameters, scale=scale)
+        found.append({name: weight.grad / scale for name, weight in pull.weights.items()})
+        for name, gradient in found[-1].items():
+            expected = 1 + 0.3 * pull.weights[name].detach() * pull.code.pruned[name]
+            torch.testing.assert_close(gradient, expected)
+    assert any(mask.any() for mask in pull.code.pruned.values())
