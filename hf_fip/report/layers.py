@@ -148,10 +148,10 @@ def ranks_of(node: Node) -> dict[str, int]:
 
 
 def target_words(node: Node) -> str:
-    """The set a node was compressed to, in words; that of another operator's node has no name."""
+    """The set a node was compressed to, in words; of other operators' nodes, whether they kept the zeros."""
     projection = node.parameters.get("projection") if node.operator == "Compression" else None
     if not isinstance(projection, dict):
-        return "–"
+        return "zeros kept" if node.protocol.get("zeros_kept") else "–"
     given = {str(key): value for key, value in projection.items() if key != "name"}
     name = str(projection.get("name", ""))
     match name, given:

@@ -169,7 +169,8 @@ def overview(graph: ModelGraph) -> Section | None:
         "Sparsity: zeros among the weights that compression may change (by default not biases, norms, embeddings and "
         "output heads). Whole model: all weights of at least two dimensions."
     ]
-    text = "What compression costs: accuracy against the share of zeros, from the dense node on."
+    kind = names[0].rpartition("/")[2] if names else "accuracy"
+    text = f"What compression costs: {kind} against the share of zeros, from the dense node on."
     return Section("sparsity", "Sparsity", text, accuracy(graph), table, notes)
 
 
