@@ -6,8 +6,8 @@ labels, those that matter there; and with the task known, as an adapter for each
     python scripts/reproduce/yelp_imdb.py --scale full --seeds 0 1 2 [--data_root DIR]
 
 Both scales use the embedded BERT-mini. The Amazon reviews are `fancyzhx/amazon_polarity`; a `data_root` without it has
-the sentences of `sentiment_sentences` (UCI) in their place. On one idle core `small` takes half an hour a seed, `full`
-two hours.
+the sentences of `sentiment_sentences` (UCI) in their place. On one idle core `small` takes about half an hour a seed,
+`full` three hours.
 """
 
 from __future__ import annotations
