@@ -28,7 +28,7 @@ WITHOUT_ANCHORS = ("naive", "joint", "l2", "lwf")
 LABEL_WEIGHT = 0.5
 GRID = (
     "each rival at the best of 3 to 6 weights (l2 .3-100, ewc 1-1e4, online_ewc .03-3, lwf .25-30, er .3-100, gem "
-    "0-10, der .05-1, derpp .1-.5 with labels .5-1, fdr .01-1, bhattacharyya .003-.3; osf .1-.97 with the task known), "
+    "0-10, der .05-1, derpp .1-.5 with labels .5-1, fdr .01-1, bhattacharyya .003-.3; osf .1-.97, the task known), "
     "found once on MNIST then Fashion-MNIST at 14 x 14, on validation images and other seeds: docs/measurements.md"
 )
 
