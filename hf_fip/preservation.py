@@ -34,8 +34,8 @@ RESTORATION_LEARNING_RATE = 0.3
 RESTORATION_STREAM = 7919
 # Inputs of the new task on which restoration keeps what was gained.
 GAINED_INPUTS = 512
-# Edges are measured on as many anchors as keep one point's outputs below 64 MiB.
-EDGE_VALUES = 2**24
+# These, and the anchors on which edges are measured, are as many as keep their outputs below 64 MiB.
+AFFORDABLE_VALUES = 2**24
 
 
 class Preservation:
@@ -60,8 +60,8 @@ class Preservation:
         check_inputs(trainer, self.anchors)
         self.refer()
         reference = self.anchors.all_reference
-        affordable = EDGE_VALUES * len(self.anchors) // reference.numel()
-        self._edge_indices = range(max(1, min(len(self.anchors), affordable)))
+        self._affordable = max(1, AFFORDABLE_VALUES * len(self.anchors) // reference.numel())
+        self._edge_indices = range(min(len(self.anchors), self._affordable))
         self.last_point = self.anchors.reference(self._edge_indices).float()
         self.root: Tensor | None = self.last_point
         # Tables [tasks, outputs] of the nodes that answer for a task: of the network, and of the reference.
@@ -249,7 +249,8 @@ class Preservation:
                 item = getattr(torch, self.args.anchor_cache_dtype).itemsize
                 anchors.check_size(logits.shape[-1], bytes_per_value=item, limit_gb=self.args.anchor_cache_limit_gb)
             rows, example_index = anchors.select(logits, indices)
-            yield indices, rows.float().cpu(), None if example_index is None else example_index.cpu()
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            yield indices, rows.cpu(), None if example_index is None else example_index.cpu()
         model.train(was_training)
 
     def _gather(self, parts: list) -> list:
@@ -330,9 +331,12 @@ class Preservation:
         whole = isinstance(rows, datasets.Dataset) and trainer.kind is not OutputKind.OTHER
         if not trainer.has_task or not whole:
             return None
-        rows = rows.select(stratified_indices([0] * len(rows), GAINED_INPUTS, trainer.data_seed))
+        number = min(GAINED_INPUTS, self._affordable)
+        rows = rows.select(stratified_indices([0] * len(rows), number, trainer.data_seed))
         gained = collect(trainer, rows.remove_columns(list({EXAMPLE_COLUMN} & {*rows.column_names})), "train_dataset")
-        gained.remember(torch.cat(self._gather([outputs for _, outputs, _ in self._outputs(gained)])))
+        outputs = torch.cat(self._gather([rows for _, rows, _ in self._outputs(gained)]))
+        # As precise as the network: the distance begins at 0, where rounding would be all of its gradient.
+        gained.remember(outputs, dtype=outputs.dtype)
         return gained
 
     def _restoration_step(self, optimizer: torch.optim.Optimizer, number: int) -> None:
