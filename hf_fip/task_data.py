@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
-from .data.augment import shifted_copies
+from .data.augment import MOST_ROWS, mixed_copies, shifted_copies
 from .data.causal import NextTokenCollator, next_token_likelihoods, next_token_rows
 from .data.masking import MaskingCollator, likelihoods, masked_once, perplexity
 from .data.memory import remembered_rows
@@ -101,7 +101,8 @@ class TaskData:
         spaces: dict,
         number: int,
         labelled: bool,
-        shift: int,
+        shift: int = 0,
+        mix: int = 0,
         memory: str = "even",
         held_out: int = HELD_OUT,
     ) -> tuple[Dataset, Dataset]:
@@ -112,7 +113,8 @@ class TaskData:
         chosen = remembered_rows(memory, labels, number, self.seed)
         for index, (task, rows, kept) in enumerate(zip(tasks, training, chosen, strict=True)):
             if len(kept):
-                drawn.append(self._anchors(task, spaces[task.name], index, rows.select(kept), labelled, shift))
+                copies = {"shift": shift, "mix": mix, "most": MOST_ROWS * len(kept) // sum(map(len, chosen))}
+                drawn.append(self._anchors(task, spaces[task.name], index, rows.select(kept), labelled, **copies))
             unseen.append(self._held_out(task, spaces[task.name], index, held_out))
         return concatenate_datasets(drawn), concatenate_datasets(unseen)
 
@@ -125,12 +127,23 @@ class TaskData:
         return self._once(("held out", task, space, index, number), draw)
 
     def _anchors(
-        self, task: Task, space: list[int], index: int, rows: Dataset, labelled: bool, shift: int = 0
+        self,
+        task: Task,
+        space: list[int],
+        index: int,
+        rows: Dataset,
+        labelled: bool,
+        *,
+        shift: int = 0,
+        mix: int = 0,
+        most: int = MOST_ROWS,
     ) -> Dataset:
         if not labelled and "label" in rows.column_names:
             rows = rows.remove_columns("label")
+        if mix:
+            rows = mixed_copies(rows, mix, seed=self.seed, most=most)
         if shift:
-            rows = shifted_copies(rows, shift, seed=self.seed)
+            rows = shifted_copies(rows, shift, seed=self.seed, most=most)
         inputs = self._inputs(task, space, rows)
         return inputs.add_column(TASK_COLUMN, [index] * len(inputs))
 

@@ -67,6 +67,9 @@ class Compression(PathOperator):
             Number of training inputs of the tasks, split evenly between them, on which the function is kept.
         anchor_shift (`int`, *optional*, defaults to 0):
             Images: keep the function on copies of each anchor too, shifted by up to so many pixels.
+        anchor_mix (`int`, *optional*, defaults to 0):
+            Images: keep the function on so many mixtures of each anchor with others too; see
+            [`~hf_fip.data.augment.mixed_copies`].
         held_out (`int`, *optional*, defaults to 1000):
             Number of test inputs of each of the node's tasks on which budgets are certified.
         functional_distance, distance_temperature, beta, distance_budget, disagreement_budget, anchor_batch_size:
@@ -110,6 +113,7 @@ class Compression(PathOperator):
         keep_zeros: bool = True,
         anchors: int = 20000,
         anchor_shift: int = 0,
+        anchor_mix: int = 0,
         held_out: int = HELD_OUT,
         functional_distance: str | None = None,
         distance_temperature: float | None = None,
@@ -168,6 +172,7 @@ class Compression(PathOperator):
             "keep_zeros": keep_zeros,
             "anchors": anchors,
             "anchor_shift": anchor_shift,
+            "anchor_mix": anchor_mix,
             "held_out": held_out,
             "seed": seed,
             "max_length": max_length,

@@ -69,6 +69,9 @@ class ContinualLearning(PathOperator):
             [`~hf_fip.data.memory.remembered_rows`].
         anchor_shift (`int`, *optional*, defaults to 0):
             Images: keep the function on copies of each anchor too, shifted by up to so many pixels.
+        anchor_mix (`int`, *optional*, defaults to 0):
+            Images: keep the function on so many mixtures of each anchor with others too; see
+            [`~hf_fip.data.augment.mixed_copies`].
         reference (`str`, *optional*, defaults to `"origin"`):
             Whose outputs are kept: those of the path's `"origin"` or the `"previous"` path point, as in [`FIPConfig`],
             or, on each earlier task's anchors, those of the node that had just `"learned"` it, so that what is lost
@@ -123,6 +126,7 @@ class ContinualLearning(PathOperator):
         new_input_weight: float | None = None,
         anchor_batch_size: int | None = None,
         anchor_shift: int = 0,
+        anchor_mix: int = 0,
         held_out: int = HELD_OUT,
         reference: str = "origin",
         path_points: int = 5,
@@ -173,6 +177,7 @@ class ContinualLearning(PathOperator):
             "anchors": anchors,
             "anchor_memory": anchor_memory,
             "anchor_shift": anchor_shift,
+            "anchor_mix": anchor_mix,
             "held_out": held_out,
             "adapter": self.adapter,
             "keep_zeros": keep_zeros,

@@ -48,6 +48,9 @@ class Diversification(PathOperator):
             Number of training inputs of the tasks, split evenly between them, on which the function is kept.
         anchor_shift (`int`, *optional*, defaults to 0):
             Images: keep the function on copies of each anchor too, shifted by up to so many pixels.
+        anchor_mix (`int`, *optional*, defaults to 0):
+            Images: keep the function on so many mixtures of each anchor with others too; see
+            [`~hf_fip.data.augment.mixed_copies`].
         held_out (`int`, *optional*, defaults to 1000):
             Number of test inputs of each of the node's tasks on which budgets are certified.
         functional_distance, distance_temperature, beta, distance_budget, disagreement_budget, anchor_batch_size:
@@ -88,6 +91,7 @@ class Diversification(PathOperator):
         keep_zeros: bool = True,
         anchors: int = 5000,
         anchor_shift: int = 0,
+        anchor_mix: int = 0,
         held_out: int = HELD_OUT,
         functional_distance: str = "l2",
         distance_temperature: float | None = None,
@@ -143,6 +147,7 @@ class Diversification(PathOperator):
             "keep_zeros": keep_zeros,
             "anchors": anchors,
             "anchor_shift": anchor_shift,
+            "anchor_mix": anchor_mix,
             "held_out": held_out,
             "seed": seed,
             "max_length": max_length,

@@ -115,6 +115,7 @@ class PathOperator(Operator, ABC):
             chosen["anchors"],
             self._needs_labels,
             chosen["anchor_shift"],
+            chosen["anchor_mix"],
             chosen.get("anchor_memory", "even"),
             chosen["held_out"],
         )

@@ -31,6 +31,7 @@ class Settings:
             How they are shared by the earlier tasks: `even`, `class_balanced` or `reservoir`.
         anchor_batch_size (`int`, *optional*): Anchors in each step; by default the task's batch size.
         anchor_shift (`int`, *optional*, defaults to 0): Images: shifted copies of each anchor, up to so many pixels.
+        anchor_mix (`int`, *optional*, defaults to 0): Images: mixtures of each anchor with others.
         held_out (`int`, *optional*, defaults to 1000): Test inputs of each earlier task that certify budgets.
         anchor_label_weight (`float`, *optional*, defaults to 0.0): Weight of the anchors' labels; 0 uses none.
         anchor_prediction_weight (`float`, *optional*):
@@ -58,6 +59,7 @@ class Settings:
     anchor_memory: Literal["even", "class_balanced", "reservoir"] = "even"
     anchor_batch_size: int | None = field(default=None, metadata={"min": 1})
     anchor_shift: int = field(default=0, metadata={"min": 0})
+    anchor_mix: int = field(default=0, metadata={"min": 0})
     held_out: int = field(default=1000, metadata={"min": 2})
     anchor_label_weight: float = field(default=0.0, metadata={"min": 0})
     anchor_prediction_weight: float | None = field(default=None, metadata={"min": 0})
@@ -160,12 +162,12 @@ SETTINGS = tuple(setting.name for setting in fields(Settings))
 SHARED = {
     "ContinualLearning": SETTINGS,
     "Compression": (
-        "anchors anchor_batch_size anchor_shift held_out functional_distance beta distance_budget disagreement_budget "
-        "max_length seed"
+        "anchors anchor_batch_size anchor_shift anchor_mix held_out functional_distance beta distance_budget "
+        "disagreement_budget max_length seed"
     ).split(),
     "Diversification": (
-        "anchors anchor_batch_size anchor_shift held_out functional_distance beta distance_budget disagreement_budget "
-        "path_points max_length seed"
+        "anchors anchor_batch_size anchor_shift anchor_mix held_out functional_distance beta distance_budget "
+        "disagreement_budget path_points max_length seed"
     ).split(),
 }
 OWN_SETTINGS = {

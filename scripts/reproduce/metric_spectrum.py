@@ -134,7 +134,7 @@ def anchor_inputs(
 
     processor = node.load_processor()
     space = {task.name: node.protocol["label_space"][task.name]}
-    rows, _ = TaskData(processor, data_root, seed, length).anchors([task], space, number, labelled, 0)
+    rows, _ = TaskData(processor, data_root, seed, length).anchors([task], space, number, labelled)
     rows = rows.remove_columns(TASK_COLUMN)
     is_text = isinstance(processor, PreTrainedTokenizerBase)
     collate = DataCollatorWithPadding(processor) if is_text else default_data_collator

@@ -190,6 +190,15 @@ def _rows(node, like):
     return {name: w[: len(like[name])] for name, w in node.load_model().named_parameters()}
 
 
+def test_the_function_is_kept_on_mixtures_of_anchors_too(base):
+    training = {**QUICK, "max_steps": 4}
+    learned = ContinualLearning(HIGH, anchors=40, anchor_mix=6, training=training, path_points=1)(base).end
+    compressed = compress(base, 0.5, steps=4, anchors=40, anchor_mix=3).end
+    for node, inputs in ((learned, 280), (compressed, 160)):
+        assert node.protocol["anchors"]["number"] == 40
+        assert node.protocol["budget"]["anchors"]["inputs"] == inputs
+
+
 def test_compressing_further_counts_the_zeros_there_are(base):
     first = compress(base, 0.5).end
     second = compress(first, 0.8, branch="further").end

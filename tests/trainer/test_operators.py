@@ -166,6 +166,7 @@ def test_another_base_in_the_same_folder_is_refused(graph, language_model):
         ({"anchors": 1}, "anchors=1"),
         ({"distance_budget": -1}, "distance_budget=-1"),
         ({"anchor_shift": 2}, "anchor_shift=2 shifts images"),
+        ({"anchor_mix": 2}, "anchor_mix=2 mixes images"),
         ({"training": {"epoch": 3}}, "training: .*epoch"),
     ],
 )

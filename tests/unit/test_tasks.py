@@ -17,7 +17,7 @@ from transformers import BertTokenizer, Trainer, TrainingArguments, ViTConfig, V
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_fip.data import augment
-from hf_fip.data.augment import shifted_copies
+from hf_fip.data.augment import mixed_copies, shifted_copies
 from hf_fip.data.sampling import stratified_indices
 from hf_fip.errors import InputError
 from hf_fip.tasks import Task, digest, features, resolve_dataset
@@ -522,12 +522,40 @@ def test_shifted_copies_keep_the_image_first_and_shift_by_whole_pixels():
             shifted_copies(rows, pixels)
 
 
+def test_mixtures_are_mostly_the_image_that_they_follow():
+    dark, bright = PILImage.new("L", (4, 4), 0), PILImage.new("RGB", (8, 8), (200, 100, 0))
+    rows = Dataset.from_dict(
+        {"image": [dark, bright], "label": [0, 1]}, features=Features({"image": Image(), "label": Value("int64")})
+    )
+    mixed = mixed_copies(rows, 30)
+    assert list(mixed["label"]) == [0] * 31 + [1] * 31
+    assert [mixed[i]["image"].size for i in (0, 5, 31, 40)] == [(4, 4), (4, 4), (8, 8), (8, 8)]
+    assert mixed[0]["image"].mode == "L" and np.asarray(mixed[31]["image"]).max() == 200
+    red = np.array([np.asarray(mixed[i]["image"])[0, 0, 0] for i in (*range(1, 31), *range(32, 62))])
+    assert red[:30].max() <= 100 <= red[30:].min()
+    assert len(set(red)) > 15
+    again = mixed_copies(rows, 30, seed=1)
+    assert any(np.any(np.asarray(again[i]["image"]) != np.asarray(mixed[i]["image"])) for i in range(1, 31))
+    with pytest.raises(InputError, match="anchor_mix=1 mixes images"):
+        mixed_copies(Dataset.from_dict({"text": ["a"]}), 1)
+    for number in (-1, 1.5):
+        with pytest.raises(InputError, match=f"anchor_mix={number} has to be a whole number"):
+            mixed_copies(rows, number)
+
+
+def test_mixtures_that_are_too_many_are_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(augment.logger, "warning", told.append)
+    rows = Dataset.from_dict({"image": [PILImage.new("L", (3, 3))] * 6}, features=Features({"image": Image()}))
+    assert len(mixed_copies(rows, 5, most=20)) == 18 and not told
+    assert len(mixed_copies(rows, 5, most=11)) == 6
+    assert len(told) == 1 and "anchor_mix=5: no mixtures are made of 6 anchors" in told[0]
+
+
 def test_shifted_copies_that_are_too_many_are_told(monkeypatch):
     told = []
     monkeypatch.setattr(augment.logger, "warning", told.append)
     rows = Dataset.from_dict({"image": [PILImage.new("L", (3, 3))] * 6}, features=Features({"image": Image()}))
-    monkeypatch.setattr(augment, "MOST_COPIES", 13)
-    assert len(shifted_copies(rows, 1)) == 12 and not told
-    monkeypatch.setattr(augment, "MOST_COPIES", 11)
-    assert len(shifted_copies(rows, 1)) == 6
+    assert len(shifted_copies(rows, 1, most=13)) == 12 and not told
+    assert len(shifted_copies(rows, 1, most=11)) == 6
     assert len(told) == 1 and "anchor_shift=1: no shifted copies are made of 6 anchors" in told[0]
