@@ -29,7 +29,17 @@ SMALL = ["tasks.mnist.max_train=6000", "tasks.fashion.max_train=6000"]
 SMALL += ["tasks.mnist.max_test=2000", "tasks.fashion.max_test=2000"]
 ON_ANCHORS = tuple(method for method in RIVALS if method not in WITHOUT_ANCHORS)
 ON_MANY = ("er", "gem", "der", "derpp")
-SHIFTED = ("er", "derpp")
+ON_COPIES = ("er", "derpp")
+# The recipe's own path.
+OWN = {"anchors": 50, "shift": 3}
+COMPARED = (
+    ({"anchors": 50}, ON_ANCHORS),
+    ({"anchors": 500}, ON_MANY),
+    (OWN, ON_COPIES),
+    ({"anchors": 50, "mix": 50}, ON_COPIES),
+    ({"anchors": 500, "mix": 9}, ON_COPIES),
+    ({"anchors": 50, "shift": 3, "mix": 9}, ON_COPIES),
+)
 
 PAPER = [
     {"method": "fip", "metric": "mnist/accuracy", "value": 96.0},
@@ -40,14 +50,14 @@ PAPER = [
 
 
 def compared() -> Branches:
-    """Every method; those that use anchors, with each number of them."""
-    shifted = {"anchors": 50, "shift": 3}
-    found = Branches({"task": "fashion"}, path=shifted)
+    """Every method; those that use anchors, with each number of them, their shifted copies and mixtures."""
+    found = Branches({"task": "fashion"}, path=OWN)
     for method in WITHOUT_ANCHORS:
         found.add(method)
-    for anchors, shift, methods in ((50, 0, (*ON_ANCHORS, "fip")), (500, 0, (*ON_MANY, "fip")), (50, 3, SHIFTED)):
-        setting, step = {"anchors": anchors, "shift": shift}, {"anchors": anchors, "anchor_shift": shift}
-        for method in methods:
+    for setting, rivals in COMPARED:
+        copies = {f"anchor_{name}": setting.get(name, 0) for name in ("shift", "mix")}
+        step = {"anchors": setting["anchors"], **copies}
+        for method in (*rivals, *(("fip",) if setting != OWN else ())):
             found.add(method, setting, **step)
         found.add("fip+labels", setting, method="fip", anchor_label_weight=LABEL_WEIGHT, **step)
     return found
@@ -65,7 +75,8 @@ def protocol(options: Options) -> dict:
     return {
         "model": "5-layer CNN, 1.48 M weights",
         "scenario": "class-incremental: 20 output nodes, no task id at test time",
-        "anchors": "MNIST training images, the same for all methods; labels used by er, gem, agem, derpp, fip+labels",
+        "anchors": "MNIST training images, the same for all methods; labels used by er, gem, agem, derpp, fip+labels; "
+        "shift, mix: copies of them, shifted by up to so many pixels, and so many mixtures of each with others",
         "training images": f"{20000 if options.is_full else 6000} of each task",
         "test images": f"{'all that are' if options.is_full else 2000} of each task",
         "steps": f"{STEPS[options.scale]} of 64 images and 50 anchors for every method, joint included",
