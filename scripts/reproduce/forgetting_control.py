@@ -36,7 +36,7 @@ EXPERIMENTS = {
         ],
     },
     "yelp_imdb": {
-        "held_out": 1200,
+        "held_out": 1500,
         "overrides": ["model=embedded:bert-mini", "anchors=4000"],
         "full": ["training.max_steps=250"],
         "small": ["training.max_steps=60", "max_length=64", "tasks.imdb.max_test=500"],
@@ -175,14 +175,14 @@ def protocol(options: Options) -> dict:
         "models": "5-layer CNN, 1.48 M weights; embedded:bert-mini, 1.35 M weights; ResNet-8, 81 thousand weights",
         "scenario": "two tasks: class-incremental, appended labels, no task id at test time; stream: the first "
         f"{STREAM_TASKS} of 20 tasks of 5 classes, task-incremental",
-        "anchors": f"500 MNIST images and 24 shifted copies of each; 4,000 Yelp reviews; {STREAM_ANCHORS} "
+        "anchors": f"500 MNIST images and 9 shifted copies of each; 4,000 Yelp reviews; {STREAM_ANCHORS} "
         "CIFAR-100 images of all earlier tasks; no labels",
         "steps": f"{steps}; {SIZES['small'].steps} for each task of the stream",
         "nodes": f"{POINTS[options.scale]} points of each path, one for each task of the stream; predictions are "
         "compared with those of the base, of the stream with those of the node that had just learned the task",
         "certificate": "exact two-sided 95 % interval of changed predictions on held-out test inputs: 2,000 images, "
-        f"600 reviews, as many others controlling the path; {STREAM_HELD_OUT} for each earlier task of the stream",
-        "fresh": "the test inputs that are left: 1,000 images, 800 reviews, 50 for each task in the local samples",
+        f"750 reviews, as many others controlling the path; {STREAM_HELD_OUT} for each earlier task of the stream",
+        "fresh": "the test inputs that are left: 1,000 images, 500 reviews, 50 for each task in the local samples",
         "above": "more changed on the fresh inputs than the budget, however little",
     }
 
