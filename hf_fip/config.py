@@ -69,11 +69,6 @@ class FIPConfig(TrainingArguments):
             Classifiers that have grown output nodes which the reference did not have: weight of a cross-entropy to the
             class probabilities that the reference gave the anchors, 0 for the new nodes. It uses no labels, and keeps
             the new classes away from the anchors, which a distance of class scores leaves open.
-        new_input_weight (`float`, *optional*, defaults to 0.0):
-            Classifiers that have grown: what the functional distance on the *new* task's inputs, at the old output
-            nodes, counts beside that on the anchors. Uses no labels; the first outputs on the training data are
-            cached once, which takes a forward pass over them. Helps in long streams whose tasks are known at test (1
-            is a good start there); elsewhere it was a tie or cost a little.
         anchor_positions (`int`, *optional*):
             Language models: most scored positions kept per anchor; all by default.
         anchor_cache_dtype (`str`, *optional*, defaults to `"float32"`):
@@ -129,9 +124,6 @@ class FIPConfig(TrainingArguments):
     anchor_prediction_weight: float = field(
         default=1.0, metadata={"help": "Weight of the reference's predictions on anchors, for heads that have grown."}
     )
-    new_input_weight: float = field(
-        default=0.0, metadata={"help": "What the distance on the new task's inputs counts, for heads that have grown."}
-    )
     anchor_positions: int | None = field(default=None, metadata={"help": "Most scored positions per anchor (LMs)."})
     anchor_cache_dtype: str = field(default="float32", metadata={"help": "Storage of the reference outputs."})
     anchor_cache_limit_gb: float = field(default=4.0, metadata={"help": "Largest anchor cache in GiB."})
@@ -164,7 +156,7 @@ class FIPConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name}={value!r} has to be above 0")
-        for name in ("anchor_label_weight", "anchor_prediction_weight", "new_input_weight", "restoration_steps"):
+        for name in ("anchor_label_weight", "anchor_prediction_weight", "restoration_steps"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)!r} must not be negative")
         if not 0 <= self.calibration_share < 1:

@@ -51,8 +51,7 @@ PATH_ARGUMENTS = (
     "lr_scheduler_kwargs warmup_steps optim optim_args label_smoothing_factor per_device_train_batch_size "
     "gradient_accumulation_steps seed data_seed bf16 fp16 functional_distance distance_temperature beta "
     "distance_budget disagreement_budget restoration_steps calibration_share reference path_points step_norm solver "
-    "anchor_batch_size anchor_label_weight anchor_prediction_weight new_input_weight anchor_positions "
-    "anchor_cache_dtype"
+    "anchor_batch_size anchor_label_weight anchor_prediction_weight anchor_positions anchor_cache_dtype"
 ).split()
 
 

@@ -17,7 +17,7 @@ from .errors import InputError
 from .forward import OutputKind, function_mode_, logits_of
 from .functional.anchors import Anchors, anchor_batch, join_inputs
 from .functional.budget import Drift, predictions_changed
-from .functional.penalty import AnchorLabels, AnchorPredictions, FunctionalDistance, NewInputDistance, mean_by_example
+from .functional.penalty import AnchorLabels, AnchorPredictions, FunctionalDistance, mean_by_example
 from .functional.task_nodes import within
 from .starting_network import EXAMPLE_COLUMN
 from .terms import OutputBatch, Step, Term, total_loss
@@ -86,20 +86,12 @@ class Preservation:
         self._predictions = [AnchorPredictions(weight)] if grown and weight else []
         weight = self.args.distance_weight(with_predictions=bool(self._predictions))
         self.distance = FunctionalDistance(distance, unit=unit, weight=weight)
-        self._new_inputs = []
-        if trainer.keeps_new_inputs:
-            weight *= self.args.new_input_weight
-            # Where the task is known an anchor's distance is that of its own task's outputs; here a mean over tasks.
-            tasks = 1 if self._nodes is None else len(self._nodes) - 1
-            self._new_inputs = [
-                NewInputDistance(distance, nodes=trainer.known_outputs, unit=unit * tasks, weight=weight)
-            ]
 
     def terms(self) -> list[Term]:
         """The terms that keep the function."""
         if self.distance is None:
             return []
-        terms: list[Term] = [self.distance, *self._predictions, *self._new_inputs]
+        terms: list[Term] = [self.distance, *self._predictions]
         if self.args.anchor_label_weight == 0:
             return terms
         if not self.anchors.labelled:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, Trainer
@@ -79,8 +78,7 @@ class FIPTrainer(Trainer):
             For each earlier task the node whose outputs are kept on its anchors; by default those of the path's start.
         known_outputs (`int`, *optional*):
             Number of output nodes before the head grew for this path: the reference's predictions are among those, and
-            new classes are kept away from the anchors (`anchor_prediction_weight` of the configuration), and those
-            outputs are kept on the new task's inputs too (`new_input_weight`).
+            new classes are kept away from the anchors (`anchor_prediction_weight` of the configuration).
 
     Raises:
         [`InputError`]: for arguments that cannot work, before training starts.
@@ -158,7 +156,7 @@ class FIPTrainer(Trainer):
             raise InputError(
                 f"{self.args.n_gpu} GPUs in one process (DataParallel): not supported; start with `accelerate launch`"
             )
-        if self.keeps_new_inputs or any(term.uses_task_reference for term in terms):
+        if any(term.uses_task_reference for term in terms):
             number_examples_(self)
         if task_nodes is not None:
             if not self.is_classifier:
@@ -195,13 +193,6 @@ class FIPTrainer(Trainer):
             and getattr(config, "problem_type", None) in (None, "single_label_classification")
             and getattr(config, "num_labels", 1) > 1
         )
-
-    @property
-    def keeps_new_inputs(self) -> bool:
-        """Whether the outputs that were there before are kept on the new task's inputs too."""
-        asked = self.preserve and self.args.new_input_weight > 0 and self.args.solver == "penalty"
-        grown = self.known_outputs is not None and self.is_classifier and self.anchor_dataset is not None
-        return asked and grown and isinstance(self.train_dataset, Dataset)
 
     @property
     def data_seed(self) -> int:

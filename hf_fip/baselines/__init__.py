@@ -55,8 +55,7 @@ class Method:
 
 def _replay(functional_distance: str, beta: float, **fields: float) -> dict[str, Any]:
     """The fields of a rival that keeps its outputs on the anchors by a distance, and nothing else."""
-    nothing_else = {"anchor_prediction_weight": 0.0, "new_input_weight": 0.0}
-    return {"functional_distance": functional_distance, "beta": beta, **nothing_else, **fields}
+    return {"functional_distance": functional_distance, "beta": beta, "anchor_prediction_weight": 0.0, **fields}
 
 
 # Weights and margins: the best mean accuracy on validation images, MNIST then Fashion-MNIST on a small CNN, averaged

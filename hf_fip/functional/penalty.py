@@ -92,39 +92,6 @@ class AnchorPredictions(Term):
         return {"anchor_predictions": {"weight": self.weight}}
 
 
-class NewInputDistance(Term):
-    """
-    The functional distance on the inputs of the *new* task, at the output nodes of the earlier ones: what the path
-    trains on serves as anchors too, where their outputs can stay as they were. No labels, no memory, and nothing in a
-    step but the comparison: the outputs come with the joint forward, their reference is cached before the path.
-
-    Args:
-        distance (`Distance`): What "the same outputs" means.
-        nodes (`int`): How many output nodes there were before; those of the new task came after them.
-        unit (`float`): As of [`FunctionalDistance`].
-        weight (`float`): Factor of the mean distance.
-    """
-
-    name = "new_input_distance"
-    uses_anchors = False
-    uses_task_reference = True
-
-    def __init__(self, distance: Distance, *, nodes: int, unit: float, weight: float):
-        self.distance = distance
-        self.nodes = nodes
-        self.unit = unit
-        self.weight = weight
-
-    def loss(self, step: Step) -> Tensor | None:
-        if step.task is None:
-            return None
-        outputs, reference = (rows[:, : self.nodes] for rows in (step.task.outputs, step.task.reference))
-        return step.task.mean(self.distance.per_example(outputs, reference) / self.unit)
-
-    def report(self) -> dict[str, Any]:
-        return {"new_inputs": {"weight": self.weight, "nodes": self.nodes}}
-
-
 def anchor_prediction_losses(anchors: OutputBatch) -> Tensor:
     """Cross-entropy of each anchor's class probabilities to its reference's, `[examples]`, in float32."""
     expected = within(anchors.reference.float(), anchors.reference_nodes).softmax(dim=-1)

@@ -77,7 +77,7 @@ class ContinualLearning(PathOperator):
             or, on each earlier task's anchors, those of the node that had just `"learned"` it, so that what is lost
             on one path is not taken for granted on the next.
         functional_distance, beta, distance_budget, disagreement_budget, calibration_share, anchor_label_weight,
-        anchor_prediction_weight, new_input_weight, anchor_batch_size, path_points:
+        anchor_prediction_weight, anchor_batch_size, path_points:
             As in [`FIPConfig`]. The path points are those of each task. Given to a method that keeps outputs (`der`,
             `fdr`, …) they go before its own.
         adapter (`dict`, *optional*):
@@ -123,7 +123,6 @@ class ContinualLearning(PathOperator):
         calibration_share: float | None = None,
         anchor_label_weight: float | None = None,
         anchor_prediction_weight: float | None = None,
-        new_input_weight: float | None = None,
         anchor_batch_size: int | None = None,
         anchor_shift: int = 0,
         anchor_mix: int = 0,
@@ -157,7 +156,6 @@ class ContinualLearning(PathOperator):
             "calibration_share": calibration_share,
             "anchor_label_weight": anchor_label_weight,
             "anchor_prediction_weight": anchor_prediction_weight,
-            "new_input_weight": new_input_weight,
         }
         self.arguments = {
             **training_arguments(training),

@@ -36,8 +36,6 @@ class Settings:
         anchor_label_weight (`float`, *optional*, defaults to 0.0): Weight of the anchors' labels; 0 uses none.
         anchor_prediction_weight (`float`, *optional*):
             Weight of the reference's predictions on the anchors, where a classifier grows; by default the trainer's.
-        new_input_weight (`float`, *optional*):
-            What the distance on the new task's inputs counts, where a classifier grows; by default the trainer's.
         functional_distance (`str`, *optional*): Distance between outputs; by default the operator's own.
         beta (`float` or `list`, *optional*): Weight of the secondary objective (eq. 4), where there is no budget.
         distance_budget (`float` or `list`, *optional*):
@@ -63,7 +61,6 @@ class Settings:
     held_out: int = field(default=1000, metadata={"min": 2})
     anchor_label_weight: float = field(default=0.0, metadata={"min": 0})
     anchor_prediction_weight: float | None = field(default=None, metadata={"min": 0})
-    new_input_weight: float | None = field(default=None, metadata={"min": 0})
     functional_distance: str | None = None
     beta: float | list[float] | None = field(default=None, metadata={"above": 0})
     distance_budget: float | list[float] | None = field(default=None, metadata={"above": 0})
@@ -180,7 +177,7 @@ _BUDGETS = ("distance_budget", "disagreement_budget", "calibration_share")
 FIP_ONLY = {
     "ContinualLearning": (
         *("functional_distance", "beta", *_BUDGETS),
-        *("anchor_label_weight", "anchor_prediction_weight", "new_input_weight"),
+        *("anchor_label_weight", "anchor_prediction_weight"),
     ),
     "Compression": _BUDGETS,
     "Diversification": (),

@@ -37,8 +37,6 @@ COMPARED = (
     ({"anchors": 500}, ON_MANY),
     (OWN, ON_COPIES),
     ({"anchors": 50, "mix": 50}, ON_COPIES),
-    ({"anchors": 500, "mix": 9}, ON_COPIES),
-    ({"anchors": 50, "shift": 3, "mix": 9}, ON_COPIES),
 )
 
 PAPER = [

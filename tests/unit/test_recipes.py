@@ -222,7 +222,7 @@ def test_branches_take_the_recipe_s_settings_and_their_own(recipe_file):
     assert (fip.settings["anchors"], fip.settings["disagreement_budget"]) == (40, 0.02)
     assert (naive.method, naive.task, naive.training) == ("naive", "high", fip.training)
     budgets = {"functional_distance", "beta", "distance_budget", "disagreement_budget", "calibration_share"}
-    budgets |= {"anchor_label_weight", "anchor_prediction_weight", "new_input_weight"}
+    budgets |= {"anchor_label_weight", "anchor_prediction_weight"}
     assert naive.settings == {name: value for name, value in fip.settings.items() if name not in budgets}
     assert (free.settings["anchors"], free.settings["disagreement_budget"]) == (5, None)
     assert free.training["epochs"] == 3.0
