@@ -34,28 +34,16 @@ def shifted_copies(rows: Dataset, pixels: int, *, seed: int = 0, most: int = MOS
     Raises:
         [`InputError`]: there is no column `image`, or `pixels` is below 1.
     """
-    if "image" not in rows.column_names:
-        raise InputError(f"anchor_shift={pixels} shifts images, but the anchors are texts; leave it out")
-    if not isinstance(pixels, int) or pixels < 1:
-        raise InputError(f"anchor_shift={pixels} has to be a whole number of pixels, at least 1")
+    _check(rows, "anchor_shift", pixels, "shifts")
     steps = range(-pixels, pixels + 1)
     shifts = sorted(((x, y) for x in steps for y in steps), key=lambda shift: shift != (0, 0))
-    copies = max(1, min(len(shifts), most // len(rows)))
-    if copies == 1:
-        logger.warning(
-            f"anchor_shift={pixels}: no shifted copies are made of {len(rows):,} anchors, as they would be more than "
-            f"{most:,} rows then; choose at most half as many anchors, or leave it out"
-        )
-    elif copies < len(shifts):
-        logger.info(
-            f"anchor_shift={pixels}: {copies - 1} of {len(shifts) - 1} shifted copies of {len(rows):,} anchors"
-        )
+    copies = _affordable(rows, len(shifts) - 1, most, f"anchor_shift={pixels}")
     rng = np.random.default_rng(seed)
 
     def shift(batch: dict[str, list]) -> dict[str, list]:
         made: dict[str, list] = {name: [] for name in batch}
         for row, image in enumerate(batch["image"]):
-            drawn = np.sort(rng.choice(np.arange(1, len(shifts)), copies - 1, replace=False))
+            drawn = np.sort(rng.choice(np.arange(1, len(shifts)), copies, replace=False))
             for index in (0, *drawn):
                 canvas = Image.new(image.mode, image.size)
                 canvas.paste(image, shifts[index])
@@ -64,7 +52,7 @@ def shifted_copies(rows: Dataset, pixels: int, *, seed: int = 0, most: int = MOS
                     made[name].append(batch[name][row])
         return made
 
-    fingerprint = f"{rows._fingerprint}-shift{pixels}-{seed}"
+    fingerprint = f"{rows._fingerprint}-shift{pixels}-{copies}-{seed}"
     return rows.map(shift, batched=True, features=rows.features, new_fingerprint=fingerprint, desc="Shifting anchors")
 
 
@@ -87,19 +75,8 @@ def mixed_copies(rows: Dataset, number: int, *, seed: int = 0, most: int = MOST_
     Raises:
         [`InputError`]: there is no column `image`, or `number` is below 1.
     """
-    if "image" not in rows.column_names:
-        raise InputError(f"anchor_mix={number} mixes images, but the anchors are texts; leave it out")
-    if not isinstance(number, int) or number < 1:
-        raise InputError(f"anchor_mix={number} has to be a whole number of mixtures, at least 1")
-    fitting = min(number, most // len(rows) - 1)
-    if fitting < 1:
-        logger.warning(
-            f"anchor_mix={number}: no mixtures are made of {len(rows):,} anchors, as they would be more than "
-            f"{most:,} rows then; choose at most half as many anchors, or leave it out"
-        )
-        return rows
-    if fitting < number:
-        logger.info(f"anchor_mix={number}: {fitting} mixtures of each of {len(rows):,} anchors")
+    _check(rows, "anchor_mix", number, "mixes")
+    copies = _affordable(rows, number, most, f"anchor_mix={number}")
     mode = "L" if all(image.mode == "L" for image in rows["image"]) else "RGB"
     rng = np.random.default_rng(seed)
 
@@ -107,12 +84,32 @@ def mixed_copies(rows: Dataset, number: int, *, seed: int = 0, most: int = MOST_
         made: dict[str, list] = {name: [] for name in batch}
         for row, image in enumerate(batch["image"]):
             made["image"].append(image)
-            for weight in rng.uniform(0.5, 1, fitting):
+            for weight in rng.uniform(0.5, 1, copies):
                 other = rows[int(rng.integers(len(rows)))]["image"].convert(mode).resize(image.size)
                 made["image"].append(Image.blend(other, image.convert(mode), weight))
             for name in made.keys() - {"image"}:
-                made[name] += [batch[name][row]] * (1 + fitting)
+                made[name] += [batch[name][row]] * (1 + copies)
         return made
 
-    fingerprint = f"{rows._fingerprint}-mix{fitting}-{seed}"
+    fingerprint = f"{rows._fingerprint}-mix{copies}-{seed}"
     return rows.map(mix, batched=True, features=rows.features, new_fingerprint=fingerprint, desc="Mixing anchors")
+
+
+def _check(rows: Dataset, option: str, value: int, does: str) -> None:
+    if "image" not in rows.column_names:
+        raise InputError(f"{option}={value} {does} images, but the anchors are texts; leave it out")
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{option}={value} has to be a whole number, at least 1")
+
+
+def _affordable(rows: Dataset, wanted: int, most: int, asked: str) -> int:
+    """How many of the copies wanted of each image there may be."""
+    copies = max(0, min(wanted, most // len(rows) - 1))
+    if not copies:
+        logger.warning(
+            f"{asked}: no copies are made of {len(rows):,} anchors, as they would be more than {most:,} rows then; "
+            "choose at most half as many anchors, or leave it out"
+        )
+    elif copies < wanted:
+        logger.info(f"{asked}: {copies} of {wanted} copies of each of {len(rows):,} anchors")
+    return copies

@@ -549,7 +549,7 @@ def test_mixtures_that_are_too_many_are_told(monkeypatch):
     rows = Dataset.from_dict({"image": [PILImage.new("L", (3, 3))] * 6}, features=Features({"image": Image()}))
     assert len(mixed_copies(rows, 5, most=20)) == 18 and not told
     assert len(mixed_copies(rows, 5, most=11)) == 6
-    assert len(told) == 1 and "anchor_mix=5: no mixtures are made of 6 anchors" in told[0]
+    assert len(told) == 1 and "anchor_mix=5: no copies are made of 6 anchors" in told[0]
 
 
 def test_shifted_copies_that_are_too_many_are_told(monkeypatch):
@@ -558,4 +558,4 @@ def test_shifted_copies_that_are_too_many_are_told(monkeypatch):
     rows = Dataset.from_dict({"image": [PILImage.new("L", (3, 3))] * 6}, features=Features({"image": Image()}))
     assert len(shifted_copies(rows, 1, most=13)) == 12 and not told
     assert len(shifted_copies(rows, 1, most=11)) == 6
-    assert len(told) == 1 and "anchor_shift=1: no shifted copies are made of 6 anchors" in told[0]
+    assert len(told) == 1 and "anchor_shift=1: no copies are made of 6 anchors" in told[0]
