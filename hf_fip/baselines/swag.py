@@ -63,7 +63,7 @@ def swag_ensemble(
         member = copy.deepcopy(trained)
         torch.nn.utils.vector_to_parameters(moments.draw(generator, scale).to(model.device), member.parameters())
         update_batch_norms_(member, dataset, batch_size=args.per_device_train_batch_size)
-        drawn.append(member.eval())
+        drawn.append(member)
     return drawn
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
-from hf_fip import Compression, ContinualLearning, FIPTrainer, InputError, ModelGraph, Task, begin_graph
+from hf_fip import Compression, ContinualLearning, FIPTrainer, InputError, ModelGraph, Task, begin_graph, task_data
 from hf_fip.baselines.compression import COMPRESSION_METHODS
 from hf_fip.models import LeNet300100Config, LeNet300100ForImageClassification
 from hf_fip.models.embedded import grey_image_processor
@@ -190,13 +190,17 @@ def _rows(node, like):
     return {name: w[: len(like[name])] for name, w in node.load_model().named_parameters()}
 
 
-def test_the_function_is_kept_on_mixtures_of_anchors_too(base):
+def test_the_function_is_kept_on_mixtures_of_anchors_too(base, monkeypatch):
     training = {**QUICK, "max_steps": 4}
     learned = ContinualLearning(HIGH, anchors=40, anchor_mix=6, training=training, path_points=1)(base).end
     compressed = compress(base, 0.5, steps=4, anchors=40, anchor_mix=3).end
     for node, inputs in ((learned, 280), (compressed, 160)):
         assert node.protocol["anchors"]["number"] == 40
         assert node.protocol["budget"]["anchors"]["inputs"] == inputs
+    # Beyond so many rows of all tasks together there are fewer mixtures: 2 of each anchor.
+    monkeypatch.setattr(task_data, "MOST_ROWS", 120)
+    both = compress(learned, 0.5, steps=4, anchors=40, anchor_mix=9, branch="both").end
+    assert both.protocol["budget"]["anchors"]["inputs"] == 120
 
 
 def test_compressing_further_counts_the_zeros_there_are(base):
