@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_fip import FIPConfig, FIPTrainer, InputError
+from hf_fip import FIPConfig, FIPTrainer, InputError, preservation
 from hf_fip.functional.budget import Budget, Drift, predictions_changed
 from tests.testing_utils import arguments, case, texts
 
@@ -36,6 +36,15 @@ def test_a_disagreement_budget_holds_at_every_point(tmp_path):
     kept = travel(tmp_path, disagreement_budget=0.1, beta=20.0)
     for node in list(kept.graph)[1:]:
         assert node.protocol["budget"]["anchors"]["disagreement"] <= 0.1
+
+
+def test_what_was_gained_is_kept_on_no_more_inputs_than_memory_affords(tmp_path, monkeypatch):
+    many = travel(tmp_path / "many", max_steps=1, path_points=1).preservation
+    outputs = many.anchors.all_reference.shape[-1]
+    assert len(many._new_task_now()) == min(512, len(many.trainer.train_dataset))
+    monkeypatch.setattr(preservation, "AFFORDABLE_VALUES", 3 * outputs)
+    few = travel(tmp_path / "few", max_steps=1, path_points=1).preservation
+    assert len(few._new_task_now()) == 3
 
 
 def test_a_cap_that_is_hit_is_reported(tmp_path):
