@@ -95,6 +95,7 @@ def reproduce(
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=("small", "full"), default="small")
+    parser.add_argument("--full", dest="scale", action="store_const", const="full", help="as --scale full")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data_root", help="local folder with the data sets, instead of the Hub")
     parser.add_argument("--output_dir", type=Path, help=f"default: outputs/reproduce/{name}")
