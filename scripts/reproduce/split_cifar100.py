@@ -67,14 +67,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "fip": {"beta": 0.1},
     "fip+labels": {"method": "fip", "beta": 0.3, "anchor_label_weight": 1.0},
 }
-# With the task unknown, those that keep something there. Labels then have to tell the tasks apart, as they do in ER,
-# and weigh as much as there.
+# With the task unknown labels have to tell the tasks apart, so they weigh as much as ER's.
+LABELS_DECIDE = {"beta": 3.0, "anchor_label_weight": 3.0}
+# Those that keep something there.
 CLASS_INCREMENTAL: dict[str, dict[str, Any]] = {
     "naive": {},
     "er": {},
-    "derpp": {},
+    "derpp": LABELS_DECIDE,
     "fip": {},
-    "fip+labels": {"method": "fip", "beta": 3.0, "anchor_label_weight": 3.0},
+    "fip+labels": {"method": "fip", **LABELS_DECIDE},
 }
 SCENARIOS = {"task-incremental": ("per_task", METHODS), "class-incremental": ("append", CLASS_INCREMENTAL)}
 TRAINING = {"learning_rate": 3e-3, "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
@@ -267,8 +268,8 @@ def protocol(options: Options) -> dict[str, Any]:
         "anchors": f"{ANCHORS:,}, class-balanced (labels used to choose them); their labels are trained on by er, "
         "gem, derpp and fip+labels alone; outputs kept: those of when each task was learned",
         "weights": "task-incremental: fip beta 0.1, of 0.1, 0.3 and 1, with labels beta 0.3 and labels 1, of 0.3, 1, "
-        f"on seed 7 (test images); class-incremental: fip at its defaults, with labels beta 3 and labels 3, of 1 and "
-        f"3, on seed 7; rivals not tuned here: {GRID}",
+        "on seed 7 (test images); class-incremental: fip at its defaults, with labels, and derpp, beta 3, labels "
+        f"3; beta of 1 and 3, on seed 7, for fip; other rivals not tuned here: {GRID}",
         "joint": f"all tasks at once for {size.base_steps + 19 * size.steps:,} steps",
     }
 
