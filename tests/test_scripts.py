@@ -161,11 +161,9 @@ def test_a_stream_is_measured_beside_its_bounds(script, small_stream, cifar_like
     found = measured.measure(0, options(script, tmp_path, data_root=str(cifar_like)))
 
     values = {(m.method, m.metric): m.value for m in found}
-    naive, fip, joint = (values[method, "average accuracy"] for method in ("naive", "fip", "joint"))
-    assert 0 <= naive <= 100
+    assert values["fip", "functional distance"] < values["naive", "functional distance"] / 10
     # Colours are told apart by anything that has seen them all.
-    assert joint > 60
-    assert values["fip", "gap closed"] == pytest.approx(100 * (fip - naive) / (joint - naive))
+    assert values["joint", "average accuracy"] > max(60, values["naive", "average accuracy"])
 
 
 def test_what_nodes_of_a_stream_claim_is_set_against_fresh_inputs(
